@@ -1,0 +1,400 @@
+"""The raffle as a REST service: routes, input rules, settings and the server.
+
+This module speaks HTTP and no SQL; the rules of a raffle are in storage.py.
+"""
+
+import ipaddress
+import json
+import logging
+import os
+import re
+import sys
+import weakref
+from contextlib import closing
+
+import waitress
+from bottle import Bottle, HTTPError, request, response
+
+import storage
+
+MAX_BODY = 2**20  # bytes
+MAX_NAME = 200  # characters
+
+REFUSALS = {
+    storage.RaffleNotFound: (404, "There is no raffle with this id"),
+    storage.InvalidPage: (
+        400,
+        f"limit must be an integer from 1 to the longest page ({storage.MAX_RAFFLES_PER_PAGE} raffles, "
+        f"{storage.MAX_WINS_PER_PAGE} wins), and cursor one that a Link header gave",
+    ),
+    storage.TicketsNoLongerAvailable: (410, "Tickets to this raffle are no longer available"),
+    storage.AlreadyParticipated: (403, "Your ip address has already participated in this raffle"),
+    storage.WinnersAlreadyDrawn: (403, "Winners for the raffle have already been drawn"),
+    storage.TicketsStillAvailable: (403, "Winners can't be drawn when tickets are still available"),
+    storage.WinnersNotDrawn: (400, "Winners for the raffle have not been drawn yet"),
+    storage.InvalidVerificationCode: (400, "Invalid verification code"),
+    storage.StorageUnavailable: (503, "The raffles cannot be stored or read at the moment"),
+}
+
+log = logging.getLogger("raffle")
+log.setLevel(logging.INFO)
+
+
+# Settings
+
+
+class SettingError(ValueError):
+    """A setting makes no sense; the message is one sentence that names it."""
+
+
+def _networks(text):
+    entries = text.split(",") if isinstance(text, str) else text
+    return [_network(entry.strip()) for entry in entries]
+
+
+def _network(text):
+    network = ipaddress.ip_network(text)
+    mapped = getattr(network.network_address, "ipv4_mapped", None)
+    if mapped and network.prefixlen >= 96:
+        return ipaddress.ip_network((mapped, network.prefixlen - 96))
+    return network
+
+
+def _listen(text):
+    match = re.fullmatch(r"(\[[^][]+\]|[^][:]+):([0-9]{1,5})", text)
+    if not match or int(match[2]) > 65535:
+        raise ValueError(f"{text!r} is not an address and port such as 127.0.0.1:8080 or [::1]:8080")
+    address = ipaddress.ip_address(match[1].strip("[]"))
+    if (address.version == 6) != text.startswith("["):
+        raise ValueError(f"{text!r} needs brackets around IPv6 and none around IPv4")
+    return text
+
+
+def _hosts(text):
+    hosts = {host.strip().lower() for host in text.split(",")}
+    for host in hosts:
+        if not re.fullmatch(r"[a-z0-9._-]+|\[[0-9a-f:.]+\]", host):
+            raise ValueError(f"{host!r} is not a host name without its port")
+    return hosts
+
+
+def _integer(lowest, highest):
+    def parse(text):
+        if not re.fullmatch(r"[0-9]{1,9}", text) or not lowest <= int(text) <= highest:
+            raise ValueError(f"{text!r} is not an integer from {lowest} to {highest}")
+        return int(text)
+
+    return parse
+
+
+# name: (how its text is read, default)
+SETTINGS = {
+    "MANAGER_IPS": (_networks, []),
+    "RAFFLE_DATABASE": (str, "raffle.db"),
+    "RAFFLE_LISTEN": (_listen, "127.0.0.1:8080"),
+    "RAFFLE_THREADS": (_integer(1, 1000), 32),
+    "RAFFLE_TRUSTED_PROXY": (ipaddress.ip_address, None),
+    "RAFFLE_TRUSTED_PROXY_COUNT": (_integer(1, 100), 1),
+    "RAFFLE_HOSTS": (_hosts, None),
+    "RAFFLE_IPV6_PREFIX": (_integer(1, 128), 128),
+}
+
+
+def setting(name, value=None):
+    """Return the setting `name`: from `value` if given, else the environment, else its default.
+
+    An empty environment variable counts as none. Raises SettingError.
+    """
+    parse, default = SETTINGS[name]
+    value = os.environ.get(name) if value is None else value
+    try:
+        return parse(value) if value else default
+    except ValueError as error:
+        raise SettingError(f"{name}: {error}") from error
+
+
+# What a request says
+
+
+def client_address():
+    """Return the ipaddress object the request comes from, an IPv4-mapped IPv6 address as its IPv4.
+
+    Only REMOTE_ADDR counts: waitress puts there what a trusted proxy says. Raises HTTPError 400.
+    """
+    text = request.environ.get("REMOTE_ADDR", "")
+    try:
+        address = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        log.warning("A request came from %r, which is no address", text)
+        raise HTTPError(400, "The address that the request comes from is not known") from None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def json_object():
+    """Return the request's body, one JSON object, as a dict. Raises HTTPError 415, 413, 400."""
+    if request.content_type.partition(";")[0].strip() != "application/json":
+        raise HTTPError(415, "The body must be sent as Content-Type: application/json")
+    length = request.content_length
+    if length > MAX_BODY:
+        raise HTTPError(413, f"The body must not be longer than {MAX_BODY} bytes")
+    body = request.environ["wsgi.input"].read(max(length, 0))
+    try:
+        value = json.loads(
+            body.decode("utf-8"),
+            parse_constant=_no_constant,
+            # 20 digits are past every bound here, and turning a million of them into an integer takes long.
+            parse_int=lambda digits: int(digits[:20]),
+            object_pairs_hook=_unique_members,
+        )
+    except RecursionError:
+        raise HTTPError(400, "The body must not be nested so deep") from None
+    except ValueError as error:
+        raise HTTPError(400, f"The body must be one JSON object in UTF-8: {error}") from None
+    if not isinstance(value, dict):
+        raise HTTPError(400, "The body must be one JSON object")
+    return value
+
+
+def _no_constant(name):
+    raise ValueError(f"{name} is not JSON")
+
+
+def _unique_members(pairs):
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        raise ValueError("an object has two members of one name")
+    return members
+
+
+def _require(valid, member, expected):
+    if not valid:
+        raise HTTPError(400, f"{member} must be {expected}")
+
+
+def require_name(value, member):
+    """Raise HTTPError 400 if the value of `member` is not a name that can be stored."""
+    valid = isinstance(value, str) and 1 <= len(value) <= MAX_NAME and not value.isspace()
+    # Half a surrogate pair is no character.
+    valid = valid and not re.search("[\ud800-\udfff]", value)
+    _require(valid, member, f"a string of 1 to {MAX_NAME} characters, not blank")
+
+
+def require_integer(value, member, highest=storage.MAX_TICKETS):
+    """Raise HTTPError 400 if the value of `member` is not an integer from 1 to `highest`."""
+    _require(type(value) is int and 1 <= value <= highest, member, f"an integer from 1 to {highest}")
+
+
+def require_prizes(prizes, total_tickets):
+    """Raise HTTPError 400 if `prizes` is not a list of prizes for at most `total_tickets` tickets."""
+    _require(isinstance(prizes, list) and prizes, "prizes", "a non-empty list of objects with name and amount")
+    for index, prize in enumerate(prizes):
+        _require(isinstance(prize, dict), f"prizes[{index}]", "an object with name and amount")
+        require_name(prize.get("name"), f"prizes[{index}].name")
+        amount = prize.get("amount")
+        _require(type(amount) is int and amount >= 1, f"prizes[{index}].amount", "an integer of 1 or more")
+    if sum(prize["amount"] for prize in prizes) > total_tickets:
+        raise HTTPError(400, "Too many prizes")
+
+
+def page_query(longest):
+    """Return limit and cursor of the query as integers; 0, which storage refuses, for what is none."""
+
+    def integer(name, default):
+        text = request.query.get(name)
+        if text is None:
+            return default
+        return int(text) if re.fullmatch("[1-9][0-9]{0,17}", text) else 0
+
+    return integer("limit", longest), integer("cursor", None)
+
+
+# What a response says
+
+
+def link_next(path, cursor):
+    """Add the Link header (RFC 8288) to the page at `path` that begins at `cursor`, if there is one."""
+    if cursor is not None:
+        limit = request.query.get("limit") if request.method != "POST" else None
+        query = f"limit={limit}&cursor={cursor}" if limit else f"cursor={cursor}"
+        response.set_header("Link", f'<{path}?{query}>; rel="next"')
+
+
+def to_json(value):
+    """Return `value` as JSON text that ends a line, for those who read it in a terminal."""
+    return json.dumps(value, ensure_ascii=False) + "\n"
+
+
+def answer_json(callback):
+    """Bottle plugin: send what a route returns as JSON, and what storage refuses as the table of refusals says."""
+
+    def answer(**arguments):
+        try:
+            value = callback(**arguments)
+        except tuple(REFUSALS) as refusal:
+            raise HTTPError(*REFUSALS[type(refusal)]) from refusal
+        response.content_type = "application/json"
+        return to_json(value)
+
+    return answer
+
+
+def problem(error):
+    """Bottle error handler: send any HTTPError as a problem (RFC 9457)."""
+    response.content_type = "application/problem+json"
+    status, _, title = error.status_line.partition(" ")
+    if error.status_code == 405:
+        # Bottle serves HEAD wherever it serves GET, but does not say so.
+        methods = set(response.get_header("Allow").split(","))
+        response.set_header("Allow", ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set()))))
+    if error.status_code == 503:
+        response.set_header("Retry-After", "5")
+    return to_json({"type": "about:blank", "title": title, "status": int(status), "detail": error.body})
+
+
+# The application
+
+
+def create_app(database=None, manager_ips=None):
+    """Return the WSGI application. What is left out comes from the environment.
+
+    database: path of the SQLite file. manager_ips: addresses and networks, a
+    list or a string as in MANAGER_IPS. `app.close()` ends its thread and its
+    connections; so does the end of the process, or of the application itself.
+    Raises SettingError.
+    """
+    managers = setting("MANAGER_IPS", manager_ips)
+    hosts = setting("RAFFLE_HOSTS")
+    ipv6_prefix = setting("RAFFLE_IPV6_PREFIX")
+    try:
+        raffles = storage.Storage(setting("RAFFLE_DATABASE", database))
+    except storage.DatabaseRefused as error:
+        raise SettingError(f"RAFFLE_DATABASE: {error}") from error
+    if not managers:
+        log.warning("MANAGER_IPS is empty: nobody can create raffles or draw winners")
+
+    app = Bottle()
+    app.close = weakref.finalize(app, raffles.close)
+    app.default_error_handler = problem
+    app.install(answer_json)
+
+    def require_manager():
+        address = client_address()
+        if not any(address in network for network in managers):
+            raise HTTPError(403, "Your ip address is not a manager's")
+        return address
+
+    @app.hook("before_request")
+    def prepare():
+        environ = request.environ
+        host = re.sub(r":[0-9]*$", "", environ.get("HTTP_HOST", "")).lower()
+        if hosts and host not in hosts:
+            raise HTTPError(421, "This host name is not served here")
+        # Bottle leaves out what is no UTF-8, and would take one path for another.
+        if environ["PATH_INFO"].encode() != environ["bottle.raw_path"].encode("latin1"):
+            raise HTTPError(404, "The path is not UTF-8")
+        if not environ["PATH_INFO"].endswith("/"):
+            environ["PATH_INFO"] += "/"
+
+    @app.post("/raffles/")
+    def create_raffle():
+        manager = require_manager()
+        body = json_object()
+        name, total_tickets, prizes = body.get("name"), body.get("total_tickets"), body.get("prizes")
+        require_name(name, "name")
+        require_integer(total_tickets, "total_tickets")
+        require_prizes(prizes, total_tickets)
+        raffle = raffles.create_raffle(name, total_tickets, prizes)
+        log.info("Raffle %s created by %s", raffle["id"], manager)
+        response.status = 201
+        response.set_header("Location", f"/raffles/{raffle['id']}/")
+        return raffle
+
+    @app.get("/raffles/")
+    def list_raffles():
+        page, cursor = raffles.list_raffles(*page_query(storage.MAX_RAFFLES_PER_PAGE))
+        link_next("/raffles/", cursor)
+        return page
+
+    @app.get("/raffles/<raffle_id>/")
+    def get_raffle(raffle_id):
+        return raffles.get_raffle(raffle_id)
+
+    @app.post("/raffles/<raffle_id>/participate/")
+    def participate(raffle_id):
+        address = client_address()
+        participant = address.packed
+        if address.version == 6:
+            host_bits = 128 - ipv6_prefix
+            participant = (int(address) >> host_bits << host_bits).to_bytes(16, "big")
+        ticket = raffles.issue_ticket(raffle_id, participant)
+        response.status = 201
+        response.set_header("Cache-Control", "no-store")
+        return ticket
+
+    @app.post("/raffles/<raffle_id>/winners/")
+    def draw_winners(raffle_id):
+        manager = require_manager()
+        raffles.draw_winners(raffle_id)
+        log.info("Winners of raffle %s drawn by %s", raffle_id, manager)
+        response.status = 201
+        page, cursor = raffles.list_winners(raffle_id, storage.MAX_WINS_PER_PAGE)
+        link_next(f"/raffles/{raffle_id}/winners/", cursor)
+        return page
+
+    @app.get("/raffles/<raffle_id>/winners/")
+    def list_winners(raffle_id):
+        page, cursor = raffles.list_winners(raffle_id, *page_query(storage.MAX_WINS_PER_PAGE))
+        link_next(f"/raffles/{raffle_id}/winners/", cursor)
+        return page
+
+    @app.post("/raffles/<raffle_id>/verify-ticket/")
+    def verify_ticket(raffle_id):
+        body = json_object()
+        ticket_number, verification_code = body.get("ticket_number"), body.get("verification_code")
+        require_integer(ticket_number, "ticket_number")
+        _require(isinstance(verification_code, str), "verification_code", "a string")
+        prize = raffles.verify_ticket(raffle_id, ticket_number, verification_code)
+        return {"has_won": prize is not None, "prize": prize}
+
+    return app
+
+
+def main():
+    """Serve the application with waitress, as the environment says."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+    # Requests that wait for a thread are daily life, not worth a line each.
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)
+    try:
+        listen, threads = setting("RAFFLE_LISTEN"), setting("RAFFLE_THREADS")
+        proxy, proxy_count = setting("RAFFLE_TRUSTED_PROXY"), setting("RAFFLE_TRUSTED_PROXY_COUNT")
+        if proxy_count > 1 and not proxy:
+            raise SettingError("RAFFLE_TRUSTED_PROXY_COUNT: it means nothing without RAFFLE_TRUSTED_PROXY")
+        app = create_app()
+    except SettingError as error:
+        sys.exit(str(error))
+    proxies = {
+        "trusted_proxy": str(proxy),
+        "trusted_proxy_count": proxy_count,
+        "trusted_proxy_headers": "x-forwarded-for",
+    }
+    with closing(app):
+        try:
+            server = waitress.create_server(
+                app,
+                listen=listen,
+                threads=threads,
+                connection_limit=1000,
+                asyncore_use_poll=True,
+                # Larger bodies than the application reads, so that it can say what is wrong with them.
+                max_request_body_size=4 * MAX_BODY,
+                **(proxies if proxy else {}),
+            )
+        except OSError as error:
+            sys.exit(f"RAFFLE_LISTEN: {listen}: {error.strerror}")
+        host = f"[{server.effective_host}]" if ":" in server.effective_host else server.effective_host
+        print(f"Listening on http://{host}:{server.effective_port}", flush=True)
+        server.run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+-- The data model. It may be run any number of times, and is, at every start.
+-- STRICT tables (SQLite 3.37) hold the types that are written here and nothing else.
+
+BEGIN IMMEDIATE;
+
+-- Whose file this is, and of which version: read before anything is written to it.
+PRAGMA application_id = 0x5261666C; -- "Rafl"
+PRAGMA user_version = 1;
+
+CREATE TABLE IF NOT EXISTS raffle (
+    -- Counts up with every raffle: short to refer to, and the key that pages are read by.
+    sequence INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,
+    name TEXT NOT NULL,
+    total_tickets INTEGER NOT NULL CHECK (total_tickets BETWEEN 1 AND 9007199254740991),
+    available_tickets INTEGER NOT NULL CHECK (available_tickets BETWEEN 0 AND total_tickets),
+    -- No winners while tickets are available, whatever the code does.
+    winners_drawn INTEGER NOT NULL DEFAULT 0 CHECK (winners_drawn = 0 OR (winners_drawn = 1 AND available_tickets = 0)),
+    created_at TEXT NOT NULL
+) STRICT;
+
+CREATE TABLE IF NOT EXISTS prize (
+    raffle INTEGER NOT NULL REFERENCES raffle,
+    -- 1, 2, 3...: the manager's order.
+    position INTEGER NOT NULL,
+    name TEXT NOT NULL,
+    amount INTEGER NOT NULL CHECK (amount >= 1),
+    PRIMARY KEY (raffle, position)
+) STRICT, WITHOUT ROWID;
+
+-- The cells of the shuffle that do not hold their own position: see Storage.issue_ticket.
+CREATE TABLE IF NOT EXISTS displaced (
+    raffle INTEGER NOT NULL REFERENCES raffle,
+    position INTEGER NOT NULL,
+    ticket_number INTEGER NOT NULL,
+    PRIMARY KEY (raffle, position)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE IF NOT EXISTS ticket (
+    raffle INTEGER NOT NULL REFERENCES raffle,
+    number INTEGER NOT NULL CHECK (number >= 1),
+    -- In network byte order: 4 bytes of IPv4, or 16 of IPv6 with the bits that do not count set to zero.
+    participant BLOB NOT NULL CHECK (length(participant) IN (4, 16)),
+    -- The verification code, as PBKDF2-HMAC-SHA256 leaves it.
+    salt BLOB NOT NULL,
+    iterations INTEGER NOT NULL,
+    code_hash BLOB NOT NULL,
+    -- No number twice.
+    PRIMARY KEY (raffle, number),
+    -- One ticket per address and raffle.
+    UNIQUE (raffle, participant)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE IF NOT EXISTS win (
+    raffle INTEGER NOT NULL,
+    -- 1, 2, 3... through all prizes in their order. As a key it also makes a second draw impossible.
+    position INTEGER NOT NULL,
+    ticket_number INTEGER NOT NULL,
+    prize INTEGER NOT NULL,
+    PRIMARY KEY (raffle, position),
+    -- One prize per ticket; verification looks a ticket up by it.
+    UNIQUE (raffle, ticket_number),
+    FOREIGN KEY (raffle, prize) REFERENCES prize (raffle, position)
+) STRICT, WITHOUT ROWID;
+
+COMMIT;

@@ -1,0 +1,519 @@
+"""The raffle's rules, kept in one SQLite file whose data model is schema.sql.
+
+This module speaks SQL and no HTTP. One thread owns the only connection that
+writes: requests hand it their writes and wait, and all that are waiting share
+one transaction. Reads go through read-only connections, one per thread.
+"""
+
+import base64
+import hashlib
+import hmac
+import itertools
+import logging
+import os
+import secrets
+import sqlite3
+import sys
+import threading
+import uuid
+from concurrent.futures import Future
+from contextlib import ExitStack, suppress
+from datetime import datetime, timezone
+from pathlib import Path
+
+MAX_TICKETS = 2**53 - 1  # the largest integer a JavaScript client reads exactly
+MAX_RAFFLES_PER_PAGE = 1_000
+MAX_WINS_PER_PAGE = 10_000
+
+# NIST SP 800-132 asks for 1,000 or more. More would protect a password that can
+# be guessed; a code of 120 random bits is past guessing at the first iteration.
+ITERATIONS = 1_000
+
+SCHEMA = Path(__file__).with_name("schema.sql")
+APPLICATION_ID = 0x5261666C
+SCHEMA_VERSION = 1
+OLDEST_SQLITE = (3, 37)  # STRICT tables
+BUSY_TIMEOUT = 2  # seconds to wait for another program's lock on the file
+
+log = logging.getLogger("raffle")
+
+
+class DatabaseRefused(Exception):
+    """The file cannot serve as a raffle database; the message is one sentence on why."""
+
+
+class StorageUnavailable(Exception):
+    """The file cannot be read or written now; nothing of the write was kept."""
+
+
+class RaffleNotFound(Exception):
+    """There is no raffle with this id."""
+
+
+class InvalidPage(Exception):
+    """The limit or the cursor of a page is out of range."""
+
+
+class TicketsNoLongerAvailable(Exception):
+    """Every ticket of the raffle has been given out."""
+
+
+class AlreadyParticipated(Exception):
+    """The participant holds a ticket of the raffle."""
+
+
+class WinnersAlreadyDrawn(Exception):
+    """The draw of the raffle has taken place."""
+
+
+class TicketsStillAvailable(Exception):
+    """The draw has to wait until every ticket has been given out."""
+
+
+class WinnersNotDrawn(Exception):
+    """The draw of the raffle has not taken place yet."""
+
+
+class InvalidVerificationCode(Exception):
+    """No ticket of the raffle has this number and this verification code."""
+
+
+class Storage:
+    """All raffles of one database file. Its methods may be called from any thread."""
+
+    def __init__(self, path):
+        """Open the database at `path` (str or path-like), or create it, readable by its owner only.
+
+        Raises DatabaseRefused if the file cannot be opened, is not a raffle's,
+        or was made by a newer version of this program, or if SQLite is too old.
+        """
+        if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+            raise DatabaseRefused(f"SQLite 3.37 or newer is needed, and this Python has {sqlite3.sqlite_version}")
+        self._path = Path(path).absolute()
+        try:
+            with suppress(FileExistsError):
+                os.close(os.open(self._path, os.O_CREAT | os.O_EXCL, 0o600))
+            self._writer = self._connect("rw")
+            with ExitStack() as on_failure:
+                on_failure.callback(self._writer.close)
+                self._prepare()
+                on_failure.pop_all()
+        except OSError as error:
+            raise DatabaseRefused(f"{path} cannot be created: {error.strerror}") from error
+        except sqlite3.Error as error:
+            raise DatabaseRefused(f"{path} cannot be opened: {error}") from error
+        self._local = threading.local()
+        self._readers = []
+        self._waiting = []
+        self._closing = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._write_batches, name="raffle-writer", daemon=True)
+        self._thread.start()
+
+    def close(self):
+        """Finish the writes that are waiting, then end the writing thread and close every connection."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join()
+        for reader in self._readers:
+            reader.close()
+        self._writer.close()
+
+    def create_raffle(self, name, total_tickets, prizes):
+        """Create a raffle and return it as `get_raffle` does.
+
+        name: what to call it. total_tickets: 1 to MAX_TICKETS. prizes: list of
+        {"name", "amount"}, amounts of 1 or more, together at most total_tickets.
+        """
+        raffle_id = str(uuid.uuid4())
+        created_at = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+        def create(db):
+            sequence = db.execute(
+                """
+                INSERT INTO raffle (id, name, total_tickets, available_tickets, created_at)
+                VALUES (?, ?, ?, ?, ?)
+                """,
+                (raffle_id, name, total_tickets, total_tickets, created_at),
+            ).lastrowid
+            db.executemany(
+                """
+                INSERT INTO prize (raffle, position, name, amount)
+                VALUES (?, ?, ?, ?)
+                """,
+                ((sequence, position, prize["name"], prize["amount"]) for position, prize in enumerate(prizes, 1)),
+            )
+
+        self._write(create)
+        return self.get_raffle(raffle_id)
+
+    def list_raffles(self, limit, cursor=None):
+        """Return a page of raffles without their prizes, latest first, and the cursor of the next page or None.
+
+        limit: 1 to MAX_RAFFLES_PER_PAGE. cursor: as the page before gave it.
+        Raises InvalidPage.
+        """
+        _check_page(limit, cursor, MAX_RAFFLES_PER_PAGE)
+        rows = self._read(
+            """
+            SELECT sequence, id, name, total_tickets, available_tickets, winners_drawn, created_at
+            FROM raffle
+            WHERE sequence < ?
+            ORDER BY sequence DESC
+            LIMIT ?
+            """,
+            sys.maxsize if cursor is None else cursor,
+            limit + 1,
+        )
+        return _page([(sequence, _raffle(*columns)) for sequence, *columns in rows], limit)
+
+    def get_raffle(self, raffle_id):
+        """Return the raffle as a dict, its prizes in the manager's order. Raises RaffleNotFound."""
+        sequence, *columns = self._read_one(
+            """
+            SELECT sequence, id, name, total_tickets, available_tickets, winners_drawn, created_at
+            FROM raffle
+            WHERE id = ?
+            """,
+            raffle_id,
+        )
+        prizes = self._read(
+            """
+            SELECT name, amount
+            FROM prize
+            WHERE raffle = ?
+            ORDER BY position
+            """,
+            sequence,
+        )
+        return {**_raffle(*columns), "prizes": [{"name": name, "amount": amount} for name, amount in prizes]}
+
+    def issue_ticket(self, raffle_id, participant):
+        """Give the participant a ticket: its number, uniform among those left, and its verification code.
+
+        participant: the 4 or 16 bytes that stand for one participant. The code
+        is returned here and never again; only its hash is kept.
+
+        This is one step of a Fisher-Yates shuffle (Durstenfeld, CACM 7(7), 1964,
+        algorithm 235) of the numbers 1 to total_tickets. A cell of the array is
+        stored only while it holds another number than its own position, so that
+        a raffle of any size costs nothing before its tickets are given out.
+
+        Raises RaffleNotFound, TicketsNoLongerAvailable, AlreadyParticipated.
+        """
+        code = _new_code()
+        salt = secrets.token_bytes(16)
+        code_hash = _hash_code(code, salt, ITERATIONS)
+
+        def issue(db):
+            raffle, available = _find(
+                db,
+                """
+                SELECT sequence, available_tickets
+                FROM raffle
+                WHERE id = ?
+                """,
+                raffle_id,
+            )
+            if available == 0:
+                raise TicketsNoLongerAvailable
+            drawn = secrets.randbelow(available) + 1
+            cells = dict(
+                db.execute(
+                    """
+                    SELECT position, ticket_number
+                    FROM displaced
+                    WHERE raffle = ? AND position IN (?, ?)
+                    """,
+                    (raffle, drawn, available),
+                ).fetchall()
+            )
+            number = cells.get(drawn, drawn)
+            inserted = db.execute(
+                """
+                INSERT INTO ticket (raffle, number, participant, salt, iterations, code_hash)
+                VALUES (?, ?, ?, ?, ?, ?)
+                ON CONFLICT (raffle, participant) DO NOTHING
+                """,
+                (raffle, number, participant, salt, ITERATIONS, code_hash),
+            ).rowcount
+            if not inserted:
+                raise AlreadyParticipated
+            if drawn != available:
+                db.execute(
+                    """
+                    INSERT INTO displaced (raffle, position, ticket_number)
+                    VALUES (?, ?, ?)
+                    ON CONFLICT (raffle, position) DO UPDATE SET ticket_number = excluded.ticket_number
+                    """,
+                    (raffle, drawn, cells.get(available, available)),
+                )
+            if available in cells:
+                db.execute(
+                    """
+                    DELETE FROM displaced
+                    WHERE raffle = ? AND position = ?
+                    """,
+                    (raffle, available),
+                )
+            db.execute(
+                """
+                UPDATE raffle
+                SET available_tickets = available_tickets - 1
+                WHERE sequence = ?
+                """,
+                (raffle,),
+            )
+            return number
+
+        return {"raffle_id": raffle_id, "ticket_number": self._write(issue), "verification_code": code}
+
+    def draw_winners(self, raffle_id):
+        """Draw a ticket for every prize: a uniform sample of all numbers, without replacement.
+
+        Raises RaffleNotFound, WinnersAlreadyDrawn, TicketsStillAvailable.
+        """
+
+        def draw(db):
+            raffle, total, available, drawn = _find(
+                db,
+                """
+                SELECT sequence, total_tickets, available_tickets, winners_drawn
+                FROM raffle
+                WHERE id = ?
+                """,
+                raffle_id,
+            )
+            if drawn:
+                raise WinnersAlreadyDrawn
+            if available:
+                raise TicketsStillAvailable
+            prizes = db.execute(
+                """
+                SELECT position, amount
+                FROM prize
+                WHERE raffle = ?
+                ORDER BY position
+                """,
+                (raffle,),
+            ).fetchall()
+            numbers = secrets.SystemRandom().sample(range(1, total + 1), sum(amount for _, amount in prizes))
+            won = itertools.chain.from_iterable(itertools.repeat(*prize) for prize in prizes)
+            db.executemany(
+                """
+                INSERT INTO win (raffle, position, ticket_number, prize)
+                VALUES (?, ?, ?, ?)
+                """,
+                zip(itertools.repeat(raffle), itertools.count(1), numbers, won),
+            )
+            db.execute(
+                """
+                UPDATE raffle
+                SET winners_drawn = 1
+                WHERE sequence = ?
+                """,
+                (raffle,),
+            )
+
+        self._write(draw)
+
+    def list_winners(self, raffle_id, limit, cursor=None):
+        """Return a page of wins in the order of the prizes, and the cursor of the next page or None.
+
+        limit: 1 to MAX_WINS_PER_PAGE. cursor: as the page before gave it.
+        Raises RaffleNotFound, InvalidPage.
+        """
+        (raffle,) = self._read_one(
+            """
+            SELECT sequence
+            FROM raffle
+            WHERE id = ?
+            """,
+            raffle_id,
+        )
+        _check_page(limit, cursor, MAX_WINS_PER_PAGE)
+        rows = self._read(
+            """
+            SELECT win.position, win.ticket_number, prize.name
+            FROM win
+            JOIN prize ON prize.raffle = win.raffle AND prize.position = win.prize
+            WHERE win.raffle = ? AND win.position > ?
+            ORDER BY win.position
+            LIMIT ?
+            """,
+            raffle,
+            0 if cursor is None else cursor,
+            limit + 1,
+        )
+        return _page([(position, {"ticket_number": number, "prize": prize}) for position, number, prize in rows], limit)
+
+    def verify_ticket(self, raffle_id, ticket_number, verification_code):
+        """Return the name of the prize that the ticket has won, or None if it has won nothing.
+
+        ticket_number: 1 to MAX_TICKETS. verification_code: as `issue_ticket`
+        gave it, in any case, with or without hyphens and spaces, O for 0 and I or
+        L for 1 (Crockford's base32). Its hash is compared in constant time.
+        Raises RaffleNotFound, WinnersNotDrawn, InvalidVerificationCode.
+        """
+        drawn, salt, iterations, code_hash, prize = self._read_one(
+            """
+            SELECT raffle.winners_drawn, ticket.salt, ticket.iterations, ticket.code_hash, prize.name
+            FROM raffle
+            LEFT JOIN ticket ON ticket.raffle = raffle.sequence AND ticket.number = ?
+            LEFT JOIN win ON win.raffle = ticket.raffle AND win.ticket_number = ticket.number
+            LEFT JOIN prize ON prize.raffle = win.raffle AND prize.position = win.prize
+            WHERE raffle.id = ?
+            """,
+            ticket_number,
+            raffle_id,
+        )
+        if not drawn:
+            raise WinnersNotDrawn
+        if salt is None or not hmac.compare_digest(_hash_code(verification_code, salt, iterations), code_hash):
+            raise InvalidVerificationCode
+        return prize
+
+    def _connect(self, mode):
+        # Opened here, used by one thread, closed by another: hence check_same_thread.
+        # No isolation level: transactions begin and end where the code says so.
+        connection = sqlite3.connect(
+            f"{self._path.as_uri()}?mode={mode}",
+            uri=True,
+            timeout=BUSY_TIMEOUT,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+        # SQLite leaves references unchecked unless told otherwise, for the sake of old programs.
+        connection.execute("PRAGMA foreign_keys = ON")
+        return connection
+
+    def _prepare(self):
+        def pragma(name):
+            return self._writer.execute(f"PRAGMA {name}").fetchone()[0]
+
+        tables = self._writer.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
+        if pragma("application_id") != (APPLICATION_ID if tables else 0):
+            raise DatabaseRefused(f"{self._path} was made by another program")
+        if pragma("user_version") > SCHEMA_VERSION:
+            raise DatabaseRefused(f"{self._path} was made by a newer version of this program")
+        # Readers go on while a batch is written.
+        pragma("journal_mode = WAL")
+        # A ticket that has been answered survives a loss of power: NORMAL might
+        # undo the last commits, and the same number would be given out twice.
+        self._writer.execute("PRAGMA synchronous = FULL")
+        self._writer.executescript(SCHEMA.read_text(encoding="utf-8"))
+
+    def _read(self, sql, *values):
+        try:
+            reader = getattr(self._local, "reader", None)
+            if reader is None:
+                reader = self._local.reader = self._connect("ro")
+                self._readers.append(reader)
+            # Fetched to the end: a cursor left open would hold back checkpoints.
+            return reader.execute(sql, values).fetchall()
+        except sqlite3.OperationalError as error:
+            log.error("The database cannot be read: %s", error)
+            raise StorageUnavailable from error
+
+    def _read_one(self, sql, *values):
+        rows = self._read(sql, *values)
+        if not rows:
+            raise RaffleNotFound
+        return rows[0]
+
+    def _write(self, job):
+        """Have the writing thread call `job(connection)`; return or raise what it did once that is committed."""
+        answer = Future()
+        with self._changed:
+            if self._closing:
+                raise StorageUnavailable
+            self._waiting.append((job, answer))
+            self._changed.notify()
+        return answer.result()
+
+    def _write_batches(self):
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._closing)
+                batch, self._waiting = self._waiting, []
+            if not batch:
+                return
+            try:
+                outcomes = self._commit([job for job, _ in batch])
+            except Exception as error:
+                log.error("%d writes were undone: %s", len(batch), error)
+                if self._writer.in_transaction:
+                    with suppress(sqlite3.Error):
+                        self._writer.execute("ROLLBACK")
+                outcomes = [(None, StorageUnavailable()) for _ in batch]
+            for (_, answer), (result, error) in zip(batch, outcomes):
+                if error is None:
+                    answer.set_result(result)
+                else:
+                    answer.set_exception(error)
+
+    def _commit(self, jobs):
+        db = self._writer
+        outcomes = []
+        db.execute("BEGIN IMMEDIATE")
+        for job in jobs:
+            db.execute("SAVEPOINT job")
+            try:
+                outcomes.append((job(db), None))
+            except Exception as error:
+                # A full disk or an I/O error may have undone the whole transaction: then nothing was kept.
+                if not db.in_transaction:
+                    raise
+                db.execute("ROLLBACK TO job")
+                if isinstance(error, sqlite3.OperationalError):
+                    log.error("A write was undone: %s", error)
+                    error = StorageUnavailable()
+                outcomes.append((None, error))
+            db.execute("RELEASE job")
+        db.execute("COMMIT")
+        return outcomes
+
+
+def _find(db, sql, raffle_id):
+    row = db.execute(sql, (raffle_id,)).fetchone()
+    if row is None:
+        raise RaffleNotFound
+    return row
+
+
+def _raffle(raffle_id, name, total_tickets, available_tickets, winners_drawn, created_at):
+    return {
+        "id": raffle_id,
+        "name": name,
+        "total_tickets": total_tickets,
+        "available_tickets": available_tickets,
+        "winners_drawn": bool(winners_drawn),
+        "created_at": created_at,
+    }
+
+
+def _check_page(limit, cursor, maximum):
+    if not 1 <= limit <= maximum or cursor == 0:
+        raise InvalidPage
+
+
+def _page(keyed, limit):
+    """Split what was read, one more than the page holds if there is more, into the page and the next cursor."""
+    page = keyed[:limit]
+    return [item for _, item in page], page[-1][0] if len(keyed) > limit else None
+
+
+# Crockford's base32 (https://www.crockford.com/base32.html): no I, L, O or U.
+ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+FROM_RFC_4648 = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", ALPHABET)
+CANONICAL = str.maketrans(ALPHABET.lower() + "OoIiLl", ALPHABET + "001111", "- ")
+
+
+def _new_code():
+    text = base64.b32encode(secrets.token_bytes(15)).decode().translate(FROM_RFC_4648)
+    return "-".join(text[start : start + 4] for start in range(0, 24, 4))
+
+
+def _hash_code(code, salt, iterations):
+    return hashlib.pbkdf2_hmac("sha256", code.translate(CANONICAL).encode("utf-8", "replace"), salt, iterations)

@@ -1,0 +1,104 @@
+"""What the tests share: a client with the verbs of a raffle, and a server in a process of its own."""
+
+import http.client
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import webtest
+
+ROOT = Path(__file__).parent.parent
+MANAGER = "10.0.0.1"
+ONE_PRIZE = [{"name": "Bicycle", "amount": 1}]
+
+
+class Client(webtest.TestApp):
+    """WebTest with the verbs of a raffle, each from the address of whoever acts."""
+
+    def request_from(self, address, method, path, body=None, status=None, **headers):
+        """Send a request, its body as JSON unless it is bytes already."""
+        if body is not None:
+            headers = {"Content_Type": "application/json", **headers}
+            body = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return self.request(
+            path,
+            method=method,
+            body=body or b"",
+            headers={name.replace("_", "-"): value for name, value in headers.items()},
+            environ={"REMOTE_ADDR": address},
+            status=status,
+            expect_errors=status == 500,
+        )
+
+    def create(self, total_tickets=3, prizes=ONE_PRIZE, name="Summer fair", status=201):
+        body = {"name": name, "total_tickets": total_tickets, "prizes": prizes}
+        return self.request_from(MANAGER, "POST", "/raffles/", body, status)
+
+    def new_raffle(self, total_tickets=3, prizes=ONE_PRIZE):
+        """Create a raffle and return its path."""
+        return f"/raffles/{self.create(total_tickets, prizes).json['id']}/"
+
+    def participate(self, raffle, address="10.1.0.1", status=201):
+        return self.request_from(address, "POST", f"{raffle}participate/", status=status)
+
+    def sell_out(self, raffle):
+        """Take every ticket, each from an address of its own, and return them in that order."""
+        total = self.get(raffle).json["available_tickets"]
+        return [self.participate(raffle, f"10.2.{n // 256}.{n % 256}").json for n in range(total)]
+
+    def draw(self, raffle, address=MANAGER, status=201):
+        return self.request_from(address, "POST", f"{raffle}winners/", status=status)
+
+    def verify(self, raffle, ticket, status=200):
+        return self.request_from("10.1.0.1", "POST", f"{raffle}verify-ticket/", ticket, status)
+
+
+def assert_problem(response, detail=None):
+    """Check that a refusal has the one shape of RFC 9457, and says `detail` if that is given."""
+    assert response.content_type == "application/problem+json"
+    assert list(response.json) == ["type", "title", "status", "detail"]
+    assert response.json["type"] == "about:blank"
+    assert f"{response.json['status']} {response.json['title']}" == response.status
+    assert isinstance(response.json["detail"], str)
+    assert response.json["detail"]
+    if detail is not None:
+        assert response.json["detail"] == detail
+
+
+class Server:
+    """`python raffle.py` in a process of its own, on a free port, its log in a file."""
+
+    def __init__(self, directory, **environment):
+        self.log = directory / "log"
+        settings = {"RAFFLE_LISTEN": "127.0.0.1:0", "RAFFLE_DATABASE": str(directory / "raffle.db"), **environment}
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "raffle.py"],
+                cwd=ROOT,
+                env={**os.environ, "MANAGER_IPS": "127.0.0.1", **settings},
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+        self.greeting = self.process.stdout.readline()
+        self.host, _, self.port = self.greeting.strip().rpartition("//")[2].rpartition(":")
+
+    def request(self, method, path, body=None, source="127.0.0.1", **headers):
+        """Send one request from the address `source`; return its status, its headers and its body from JSON."""
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+            body = json.dumps(body)
+        host = self.host.strip("[]")
+        connection = http.client.HTTPConnection(host, int(self.port), timeout=60, source_address=(source, 0))
+        try:
+            connection.request(method, path, body, headers)
+            response = connection.getresponse()
+            return response.status, response.headers, json.loads(response.read())
+        finally:
+            connection.close()
+
+    def stop(self):
+        self.process.terminate()
+        self.process.communicate(timeout=30)

@@ -1,0 +1,134 @@
+"""Every way to fail answers in the one shape, whatever raised the error."""
+
+import sqlite3
+import uuid
+from contextlib import closing
+
+import pytest
+from helpers import MANAGER, ONE_PRIZE, Client, assert_problem
+
+import raffle
+import storage
+
+UNKNOWN = f"/raffles/{uuid.uuid4()}/"
+TICKET = {"ticket_number": 1, "verification_code": "x"}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status"),
+    [
+        ("POST", "/raffles/", {"name": "Fair"}, 400),
+        ("POST", "/raffles/", {"name": "Fair", "total_tickets": 1, "prizes": ONE_PRIZE * 2}, 400),
+        ("POST", "/raffles/", b"x", 400),
+        ("POST", "/raffles/", b"x" * (2**20 + 1), 413),
+        ("GET", "/raffles/?limit=x", None, 400),
+        ("GET", "/raffles/?cursor=x", None, 400),
+        ("GET", UNKNOWN, None, 404),
+        ("POST", f"{UNKNOWN}participate/", None, 404),
+        ("POST", f"{UNKNOWN}winners/", None, 404),
+        ("GET", f"{UNKNOWN}winners/", None, 404),
+        ("POST", f"{UNKNOWN}verify-ticket/", TICKET, 404),
+        ("GET", "/", None, 404),
+        ("GET", "/nothing/here", None, 404),
+    ],
+)
+def test_a_refusal_is_a_problem(client, method, path, body, status):
+    assert_problem(client.request_from(MANAGER, method, path, body, status))
+
+
+def test_a_stranger_gets_a_problem(client):
+    assert_problem(client.request_from("10.1.0.1", "POST", "/raffles/", status=403))
+    assert_problem(client.request_from("10.1.0.1", "POST", f"{UNKNOWN}winners/", status=403))
+
+
+def test_a_body_that_is_not_called_json_gets_a_problem(client):
+    for path in ("/raffles/", f"{UNKNOWN}verify-ticket/"):
+        assert_problem(client.request_from(MANAGER, "POST", path, TICKET, 415, Content_Type="text/plain"))
+
+
+def test_each_refusal_of_a_raffle_is_a_problem(client):
+    raffle = client.new_raffle(total_tickets=2)
+    assert_problem(client.draw(raffle, status=403))
+    ticket = client.participate(raffle, "10.1.0.1").json
+    assert_problem(client.participate(raffle, "10.1.0.1", status=403))
+    assert_problem(client.verify(raffle, ticket, status=400))
+    client.participate(raffle, "10.1.0.2")
+    assert_problem(client.participate(raffle, "10.1.0.3", status=410))
+    client.draw(raffle)
+    assert_problem(client.draw(raffle, status=403))
+    assert_problem(client.verify(raffle, TICKET, status=400))
+    assert_problem(client.get(f"{raffle}winners/?limit=x", status=400))
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        ("/raffles/", "GET, HEAD, POST"),
+        ("/raffles", "GET, HEAD, POST"),
+        (UNKNOWN, "GET, HEAD"),
+        (f"{UNKNOWN}participate/", "POST"),
+        (f"{UNKNOWN}winners/", "GET, HEAD, POST"),
+        (f"{UNKNOWN}verify-ticket/", "POST"),
+    ],
+)
+@pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "OPTIONS"])
+def test_another_method_is_told_which_are_allowed(client, path, allowed, method):
+    response = client.request_from(MANAGER, method, path, status=405)
+    assert_problem(response)
+    assert response.headers["Allow"] == allowed
+
+
+def test_get_is_not_allowed_where_only_post_is(client):
+    response = client.get(f"{UNKNOWN}participate/", status=405)
+    assert response.headers["Allow"] == "POST"
+    assert client.head(f"{UNKNOWN}participate/", status=405).headers["Allow"] == "POST"
+
+
+def test_an_unexpected_error_says_nothing_of_the_inside_but_to_the_log(client, monkeypatch):
+    def fail(self, raffle_id):
+        raise RuntimeError("a secret of the inside")
+
+    monkeypatch.setattr(storage.Storage, "get_raffle", fail)
+    response = client.request_from(MANAGER, "GET", UNKNOWN, status=500)
+    assert_problem(response)
+    assert "secret" not in response.text
+    assert "a secret of the inside" in response.errors
+    client.get("/raffles/", status=200)
+
+
+def test_storage_that_cannot_be_written_is_unavailable_and_keeps_nothing(database, monkeypatch):
+    monkeypatch.setattr(storage, "BUSY_TIMEOUT", 0.01)
+    with closing(raffle.create_app(database, MANAGER)) as app, closing(sqlite3.connect(database)) as other:
+        client = Client(app)
+        path = client.new_raffle(total_tickets=1)
+        other.execute("BEGIN IMMEDIATE")
+        refused = [client.create(status=503), client.participate(path, status=503), client.draw(path, status=503)]
+        for response in refused:
+            assert_problem(response)
+            assert int(response.headers["Retry-After"]) >= 1
+        assert len(client.get("/raffles/").json) == 1
+        other.execute("ROLLBACK")
+        assert client.get(path).json["available_tickets"] == 1
+        client.participate(path)
+
+
+def test_another_host_is_misdirected(database, monkeypatch):
+    monkeypatch.setenv("RAFFLE_HOSTS", "raffle.example, [::1]")
+    with closing(raffle.create_app(database, MANAGER)) as app:
+        client = Client(app)
+        for host in ("raffle.example", "RAFFLE.example:8080", "[::1]", "[::1]:8080"):
+            client.get("/raffles/", headers={"Host": host})
+        for host in ("other.example", "raffle.example.evil", "raffle.example:8080:1", "::1", ""):
+            assert_problem(client.get("/raffles/", headers={"Host": host}, status=421))
+            client.request_from(MANAGER, "POST", "/raffles/", status=421, Host=host)
+
+
+def test_a_client_without_an_address_can_neither_participate_nor_manage(client, caplog):
+    raffle = client.new_raffle()
+    for address in ("", "unknown", "localhost", "1.2.3", "1.2.3.4:80", "[::1]:443"):
+        assert_problem(client.participate(raffle, address, status=400))
+        client.draw(raffle, address, status=400)
+        client.request_from(address, "POST", "/raffles/", status=400)
+        client.request_from(address, "GET", raffle, status=200)
+    assert client.get(raffle).json["available_tickets"] == 3
+    assert "'1.2.3.4:80', which is no address" in caplog.text

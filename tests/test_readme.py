@@ -1,0 +1,60 @@
+import re
+import shutil
+import subprocess
+from contextlib import closing
+
+import pytest
+from helpers import ROOT
+
+import raffle
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_every_route_is_in_the_readme(database):
+    with closing(raffle.create_app(database)) as app:
+        routes = {f"`{route.method} {route.rule.replace('raffle_id', 'id')}`" for route in app.routes}
+    assert len(routes) == 7
+    assert routes <= set(re.findall(r"`[^`\n]+`", README))
+
+
+def test_every_setting_is_in_the_readme_with_its_default():
+    table = dict(re.findall(r"^\| `([A-Z_0-9]+)` \| ([^|]+) \|", README, re.MULTILINE))
+    assert list(table) == list(raffle.SETTINGS)
+    for name, (_, default) in raffle.SETTINGS.items():
+        assert table[name] == (
+            f"`{default}`" if default else {"MANAGER_IPS": "nobody", "RAFFLE_HOSTS": "any"}.get(name, "none")
+        )
+
+
+def masked(text):
+    """Replace what differs from one raffle to the next."""
+    text = re.sub(r"[0-9a-f]{8}-[0-9a-f-]{27}", "<id>", text)
+    text = re.sub(r"\b[0-9A-Z]{4}(-[0-9A-Z]{4}){5}\b", "<code>", text)
+    text = re.sub(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", "<time>", text)
+    text = re.sub(r'"ticket_number": [12]\b', '"ticket_number": <number>', text)
+    return re.sub(r'"has_won": true, "prize": "(Bicycle|Book)"', '"has_won": true, "prize": "<prize>"', text)
+
+
+def test_the_curl_session_goes_as_it_is_printed(serve, tmp_path):
+    if not shutil.which("curl"):
+        pytest.skip("curl is not installed")
+    server = serve()
+    (session,) = re.findall(r"```console\n(.*?)```", README, re.DOTALL)
+    steps = re.findall(r"^\$ ((?:.*\\\n)*.*\n)((?:(?!\$ ).*\n)*)", session, re.MULTILINE)
+    assert len(steps) == 7
+    # What the README says of port 8080 is true of whatever port the test has got.
+    (tmp_path / ".curlrc").write_text(f'connect-to = "127.0.0.1:8080:127.0.0.1:{server.port}"\n')
+    script = "".join(f"{command}echo ----\n" for command, _ in steps)
+    done = subprocess.run(
+        ["bash", "-eu", "-c", script],
+        env={"PATH": "/usr/bin:/bin", "CURL_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    printed = [masked(output) for _, output in steps]
+    assert [masked(output) for output in done.stdout.split("----\n")[:-1]] == printed
+    assert "<code>" in printed[2]
+    assert "<prize>" in printed[6]

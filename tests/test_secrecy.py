@@ -1,0 +1,80 @@
+import base64
+import json
+import logging
+
+import pytest
+from helpers import Client, assert_problem
+
+from storage import ALPHABET
+
+
+def spellings(code):
+    """Return the bytes of a verification code in every encoding that could be read back."""
+    text = code.replace("-", "")
+    number = 0
+    for character in text:
+        number = number * 32 + ALPHABET.index(character)
+    raw = number.to_bytes(15, "big")
+    texts = [
+        code,
+        text,
+        text[::-1],
+        raw.hex(),
+        str(number),
+        base64.b64encode(raw).decode(),
+        base64.b85encode(raw).decode(),
+    ]
+    texts += [base64.b32encode(raw).decode(), base64.b64encode(text.encode()).decode().rstrip("="), text.encode().hex()]
+    encoded = [form.encode(encoding) for form in texts for encoding in ("utf-8", "utf-16-le", "utf-16-be")]
+    encoded += [form.upper().encode() for form in texts] + [form.lower().encode() for form in texts]
+    return {*encoded, raw, raw[::-1], json.dumps(code).encode()}
+
+
+def everything_stored(directory):
+    return b"".join(file.read_bytes() for file in sorted(directory.iterdir()) if file.is_file())
+
+
+def test_neither_the_database_nor_its_wal_nor_the_log_holds_a_code(serve, tmp_path):
+    server = serve()
+    prizes = [{"name": "Penny-farthing", "amount": 2}]
+    _, headers, _ = server.request("POST", "/raffles/", {"name": "Fair", "total_tickets": 20, "prizes": prizes})
+    raffle = headers["Location"]
+    tickets = [server.request("POST", f"{raffle}participate/", source=f"127.0.3.{n}")[2] for n in range(1, 21)]
+    server.request("POST", f"{raffle}winners/")
+    for ticket in tickets:
+        assert server.request("POST", f"{raffle}verify-ticket/", ticket)[0] == 200
+        wrong = {**ticket, "ticket_number": ticket["ticket_number"] % 20 + 1}
+        assert server.request("POST", f"{raffle}verify-ticket/", wrong)[0] == 400
+    while_open = everything_stored(tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {"raffle.db", "raffle.db-wal", "raffle.db-shm", "log"}
+    server.stop()
+    for stored in (while_open, everything_stored(tmp_path)):
+        # The search finds what is there: the address of a participant, the name of a prize, a line of the log.
+        for known in (bytes([127, 0, 3, 20]), b"Penny-farthing", b"created by 127.0.0.1"):
+            assert known in stored
+        for ticket in tickets:
+            for spelling in spellings(ticket["verification_code"]):
+                assert spelling not in stored
+
+
+def test_the_log_has_a_line_for_each_creation_and_each_draw(client: Client, caplog):
+    caplog.set_level(logging.INFO)
+    raffle = client.new_raffle(total_tickets=1)
+    raffle_id = raffle.split("/")[2]
+    (ticket,) = client.sell_out(raffle)
+    client.draw(raffle)
+    client.verify(raffle, ticket)
+    assert caplog.messages == [
+        f"Raffle {raffle_id} created by 10.0.0.1",
+        f"Winners of raffle {raffle_id} drawn by 10.0.0.1",
+    ]
+
+
+@pytest.mark.parametrize("refused", ["draw", "create"])
+def test_what_was_refused_is_not_logged_as_done(client, caplog, refused):
+    raffle = client.new_raffle()
+    caplog.clear()
+    caplog.set_level(logging.INFO)
+    response = client.draw(raffle, status=403) if refused == "draw" else client.create(total_tickets=0, status=400)
+    assert_problem(response)
+    assert caplog.messages == []

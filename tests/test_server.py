@@ -1,0 +1,175 @@
+"""The program as it is deployed: a process of its own, and real sockets."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from helpers import ROOT
+
+PARTICIPANTS = 500
+PRIZES = [{"name": "Bicycle", "amount": 1}, {"name": "Book", "amount": 30}, {"name": "Pen", "amount": 69}]
+
+
+def at_once(calls):
+    """Make all the calls at the same instant, each in a thread of its own, and return their results."""
+    ready = threading.Barrier(len(calls))
+
+    def run(call):
+        ready.wait(30)
+        return call()
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return list(pool.map(run, calls))
+
+
+def test_a_whole_raffle(serve):
+    server = serve(MANAGER_IPS="127.0.0.1, 127.0.0.2")
+    addresses = [f"127.{n % 7 + 1}.{n // 250}.{n % 250 + 1}" for n in range(PARTICIPANTS)]
+    body = {"name": "Summer fair", "total_tickets": PARTICIPANTS, "prizes": PRIZES}
+    status, headers, _ = server.request("POST", "/raffles/", body)
+    assert status == 201
+    raffle = headers["Location"]
+
+    def participate(address):
+        return server.request("POST", f"{raffle}participate/", source=address)
+
+    # Everybody asks twice, many at once, and one half of the requests races the other.
+    with ThreadPoolExecutor(64) as pool:
+        answers = list(pool.map(participate, [address for address in addresses for _ in range(2)]))
+    tickets = [ticket for status, _, ticket in answers if status == 201]
+    assert sorted(ticket["ticket_number"] for ticket in tickets) == list(range(1, PARTICIPANTS + 1))
+    for first, second in zip(answers[::2], answers[1::2]):
+        statuses = sorted([first[0], second[0]])
+        assert statuses in ([201, 403], [201, 410])
+    status, _, refusal = participate("127.9.9.9")
+    assert (status, refusal["detail"]) == (410, "Tickets to this raffle are no longer available")
+
+    draws = at_once(
+        [
+            lambda source=source: server.request("POST", f"{raffle}winners/", source=source)
+            for source in ("127.0.0.1", "127.0.0.2")
+        ]
+    )
+    assert sorted(status for status, _, _ in draws) == [201, 403]
+    refused = next(answer for status, _, answer in draws if status == 403)
+    assert refused["detail"] == "Winners for the raffle have already been drawn"
+    wins = server.request("GET", f"{raffle}winners/")[2]
+    assert wins == next(answer for status, _, answer in draws if status == 201)
+    assert [win["prize"] for win in wins] == ["Bicycle"] + ["Book"] * 30 + ["Pen"] * 69
+    prizes = {win["ticket_number"]: win["prize"] for win in wins}
+    assert len(prizes) == 100
+
+    def verify(ticket):
+        status, _, verdict = server.request("POST", f"{raffle}verify-ticket/", ticket)
+        return status, verdict
+
+    with ThreadPoolExecutor(16) as pool:
+        for ticket, (status, verdict) in zip(tickets, pool.map(verify, tickets)):
+            prize = prizes.get(ticket["ticket_number"])
+            assert (status, verdict) == (200, {"has_won": prize is not None, "prize": prize})
+        mixed = [
+            {**ticket, "verification_code": other["verification_code"]}
+            for ticket, other in zip(tickets, tickets[1:] + tickets[:1])
+        ]
+        for status, refusal in pool.map(verify, mixed):
+            assert (status, refusal["detail"]) == (400, "Invalid verification code")
+
+    log = server.log.read_text().splitlines()
+    assert len(log) == 2
+    raffle_id = raffle.split("/")[2]
+    assert log[0].endswith(f"INFO Raffle {raffle_id} created by 127.0.0.1")
+    assert f"INFO Winners of raffle {raffle_id} drawn by 127.0.0." in log[1]
+
+
+def test_the_greeting_says_which_port_was_picked(serve):
+    server = serve()
+    assert server.greeting == f"Listening on http://127.0.0.1:{server.port}\n"
+    assert server.request("GET", "/raffles/")[0] == 200
+
+
+def test_it_listens_on_ipv6(serve):
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError as error:
+        pytest.skip(f"this machine has no IPv6: {error}")
+    server = serve(RAFFLE_LISTEN="[::1]:0", MANAGER_IPS="::1")
+    assert server.greeting == f"Listening on http://[::1]:{server.port}\n"
+    body = {"name": "Fair", "total_tickets": 1, "prizes": PRIZES[:1]}
+    status, headers, _ = server.request("POST", "/raffles/", body, source="::1")
+    assert status == 201
+    assert server.request("POST", f"{headers['Location']}participate/", source="::1")[0] == 201
+
+
+@pytest.mark.parametrize(
+    ("settings", "forwarded", "participants"),
+    [
+        ({}, ["10.0.0.1", "10.0.0.2"], 1),
+        ({"RAFFLE_TRUSTED_PROXY": "127.0.0.1"}, ["10.0.0.1", "10.0.0.2", "6.6.6.6, 10.0.0.2", "2001:db8::1"], 3),
+        (
+            {"RAFFLE_TRUSTED_PROXY": "127.0.0.1", "RAFFLE_TRUSTED_PROXY_COUNT": "2"},
+            ["10.0.0.1, 10.9.9.9", "6.6.6.6, 10.0.0.1, 10.9.9.8", "10.0.0.2, 10.9.9.9"],
+            2,
+        ),
+        ({"RAFFLE_TRUSTED_PROXY": "127.0.0.9"}, ["10.0.0.1", "10.0.0.2"], 1),
+    ],
+)
+def test_only_a_trusted_proxy_says_who_the_client_is(serve, settings, forwarded, participants):
+    server = serve(MANAGER_IPS="127.0.0.1,127.0.0.2,10.0.0.1,10.0.0.2", **settings)
+    body = {"name": "Fair", "total_tickets": 9, "prizes": PRIZES[:1]}
+    _, headers, raffle = server.request("POST", "/raffles/", body, source="127.0.0.2")
+    for address in forwarded:
+        server.request("POST", f"{headers['Location']}participate/", **{"X-Forwarded-For": address})
+    available = server.request("GET", headers["Location"])[2]["available_tickets"]
+    assert raffle["total_tickets"] - available == participants
+
+
+def raw(server, data):
+    """Send bytes as they are, and return all that comes back until the server closes."""
+    with socket.create_connection(("127.0.0.1", int(server.port)), timeout=30) as connection:
+        connection.sendall(data)
+        connection.shutdown(socket.SHUT_WR)
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+def test_a_server_goes_on_after_requests_that_no_client_library_would_send(serve):
+    server = serve()
+    head = b"Host: x\r\nConnection: close\r\n"
+    answers = [
+        (b"BREW /raffles/ HTTP/1.1\r\n" + head + b"\r\n", b"405"),
+        (b"ANY /raffles/ HTTP/1.1\r\n" + head + b"\r\n", b"405"),
+        (b"GET /raffles/%0A HTTP/1.1\r\n" + head + b"\r\n", b"404"),
+        (b"GET /raffles/%FF/ HTTP/1.1\r\n" + head + b"\r\n", b"404"),
+        (b"GET /raffles/%00/ HTTP/1.0\r\n\r\n", b"404"),
+        (b"GET /raffles/../raffles/ HTTP/1.1\r\n" + head + b"\r\n", b"404"),
+        (b"GET /raffles/?limit=%FF&cursor=\xff HTTP/1.1\r\n" + head + b"\r\n", b"400"),
+        (b"GET http://x/raffles/ HTTP/1.1\r\n" + head + b"\r\n", b"200"),
+        (b"\x00\x01\x02\r\n\r\n", b"400"),
+        (b"GET\r\n\r\n", b"400"),
+    ]
+    for request, status in answers:
+        assert raw(server, request).split(b" ")[1] == status, request
+    # Chunks, an empty one first, and a body beyond what the application reads.
+    chunked = (
+        b"POST /raffles/ HTTP/1.1\r\n" + head + b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    body = json.dumps({"name": "Fair", "total_tickets": 1, "prizes": PRIZES[:1]}).encode()
+    assert raw(server, chunked + b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)).startswith(b"HTTP/1.1 201")
+    assert raw(server, chunked + b"200000\r\n%s\r\n0\r\n\r\n" % (b" " * 2**21)).startswith(b"HTTP/1.1 413")
+    assert server.request("POST", "/raffles/", {"name": "x" * 2**21})[0] == 413
+    assert len(server.request("GET", "/raffles/")[2]) == 1
+    assert "Traceback" not in server.log.read_text()
+
+
+def test_waitress_serve_can_call_the_application_factory(tmp_path):
+    command = [sys.executable, "-m", "waitress", "--listen=127.0.0.1:0", "--call", "raffle:create_app"]
+    environment = {**os.environ, "RAFFLE_DATABASE": str(tmp_path / "raffle.db"), "MANAGER_IPS": "127.0.0.1"}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert "Serving on http://127.0.0.1:" in process.stderr.readline()
+        finally:
+            process.terminate()
