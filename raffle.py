@@ -37,7 +37,6 @@ REFUSALS = {
 }
 
 log = logging.getLogger("raffle")
-log.setLevel(logging.INFO)
 
 
 # Settings
@@ -55,13 +54,16 @@ def _networks(text):
 def _network(text):
     network = ipaddress.ip_network(text)
     mapped = getattr(network.network_address, "ipv4_mapped", None)
-    if mapped and network.prefixlen >= 96:
-        return ipaddress.ip_network((mapped, network.prefixlen - 96))
-    return network
+    return ipaddress.ip_network((mapped, network.prefixlen - 96)) if mapped else network
+
+
+def _address(text):
+    address = ipaddress.ip_address(text)
+    return getattr(address, "ipv4_mapped", None) or address
 
 
 def _listen(text):
-    match = re.fullmatch(r"(\[[^][]+\]|[^][:]+):([0-9]{1,5})", text)
+    match = re.fullmatch(r"(\[[^][%]+\]|[^][:]+):([0-9]{1,5})", text)
     if not match or int(match[2]) > 65535:
         raise ValueError(f"{text!r} is not an address and port such as 127.0.0.1:8080 or [::1]:8080")
     address = ipaddress.ip_address(match[1].strip("[]"))
@@ -73,9 +75,13 @@ def _listen(text):
 def _hosts(text):
     hosts = {host.strip().lower() for host in text.split(",")}
     for host in hosts:
-        if not re.fullmatch(r"[a-z0-9._-]+|\[[0-9a-f:.]+\]", host):
+        if not re.fullmatch(r"[a-z0-9_]([a-z0-9._-]*[a-z0-9_])?", host) and not _is_ipv6(host):
             raise ValueError(f"{host!r} is not a host name without its port")
     return hosts
+
+
+def _is_ipv6(host):
+    return host.startswith("[") and host.endswith("]") and ipaddress.IPv6Address(host[1:-1])
 
 
 def _integer(lowest, highest):
@@ -93,7 +99,7 @@ SETTINGS = {
     "RAFFLE_DATABASE": (str, "raffle.db"),
     "RAFFLE_LISTEN": (_listen, "127.0.0.1:8080"),
     "RAFFLE_THREADS": (_integer(1, 1000), 32),
-    "RAFFLE_TRUSTED_PROXY": (ipaddress.ip_address, None),
+    "RAFFLE_TRUSTED_PROXY": (_address, None),
     "RAFFLE_TRUSTED_PROXY_COUNT": (_integer(1, 100), 1),
     "RAFFLE_HOSTS": (_hosts, None),
     "RAFFLE_IPV6_PREFIX": (_integer(1, 128), 128),
@@ -122,12 +128,17 @@ def client_address():
     Only REMOTE_ADDR counts: waitress puts there what a trusted proxy says. Raises HTTPError 400.
     """
     text = request.environ.get("REMOTE_ADDR", "")
+    port = request.environ.get("REMOTE_PORT", "")
+    if "." in port:
+        # waitress takes the end of a forwarded ::ffff:1.2.3.4 for a port.
+        text = f"{text}:{port}"
     try:
-        address = ipaddress.ip_address(text.partition("%")[0])
+        if text == "::ffff":
+            raise ValueError("what is left of an IPv4-mapped address that has been cut")
+        return _address(text)
     except ValueError:
         log.warning("A request came from %r, which is no address", text)
         raise HTTPError(400, "The address that the request comes from is not known") from None
-    return getattr(address, "ipv4_mapped", None) or address
 
 
 def json_object():
@@ -162,7 +173,9 @@ def _no_constant(name):
 def _unique_members(pairs):
     members = dict(pairs)
     if len(members) < len(pairs):
-        raise ValueError("an object has two members of one name")
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the member {twice!r} is there twice")
     return members
 
 
@@ -200,10 +213,10 @@ def page_query(longest):
     """Return limit and cursor of the query as integers; 0, which storage refuses, for what is none."""
 
     def integer(name, default):
-        text = request.query.get(name)
-        if text is None:
+        texts = request.query.getall(name)
+        if not texts:
             return default
-        return int(text) if re.fullmatch("[1-9][0-9]{0,17}", text) else 0
+        return int(texts[0]) if len(texts) == 1 and re.fullmatch("[1-9][0-9]{0,17}", texts[0]) else 0
 
     return integer("limit", longest), integer("cursor", None)
 
@@ -258,10 +271,13 @@ def create_app(database=None, manager_ips=None):
     """Return the WSGI application. What is left out comes from the environment.
 
     database: path of the SQLite file. manager_ips: addresses and networks, a
-    list or a string as in MANAGER_IPS. `app.close()` ends its thread and its
-    connections; so does the end of the process, or of the application itself.
-    Raises SettingError.
+    string as in MANAGER_IPS or a list of strings. `app.close()` ends its thread
+    and its connections; so does the end of the process, or of the application.
+    Raises SettingError, storage.SQLiteTooOld.
     """
+    log.setLevel(logging.INFO)
+    # Requests that wait for a thread are daily life, not worth a line each.
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)
     managers = setting("MANAGER_IPS", manager_ips)
     hosts = setting("RAFFLE_HOSTS")
     ipv6_prefix = setting("RAFFLE_IPV6_PREFIX")
@@ -273,6 +289,7 @@ def create_app(database=None, manager_ips=None):
         log.warning("MANAGER_IPS is empty: nobody can create raffles or draw winners")
 
     app = Bottle()
+    # In place of Bottle's own close(), which does nothing here.
     app.close = weakref.finalize(app, raffles.close)
     app.default_error_handler = problem
     app.install(answer_json)
@@ -286,8 +303,7 @@ def create_app(database=None, manager_ips=None):
     @app.hook("before_request")
     def prepare():
         environ = request.environ
-        host = re.sub(r":[0-9]*$", "", environ.get("HTTP_HOST", "")).lower()
-        if hosts and host not in hosts:
+        if hosts and re.sub(r":[0-9]*$", "", environ.get("HTTP_HOST", "")).lower() not in hosts:
             raise HTTPError(421, "This host name is not served here")
         # Bottle leaves out what is no UTF-8, and would take one path for another.
         if environ["PATH_INFO"].encode() != environ["bottle.raw_path"].encode("latin1"):
@@ -334,10 +350,9 @@ def create_app(database=None, manager_ips=None):
     @app.post("/raffles/<raffle_id>/winners/")
     def draw_winners(raffle_id):
         manager = require_manager()
-        raffles.draw_winners(raffle_id)
+        page, cursor = raffles.draw_winners(raffle_id)
         log.info("Winners of raffle %s drawn by %s", raffle_id, manager)
         response.status = 201
-        page, cursor = raffles.list_winners(raffle_id, storage.MAX_WINS_PER_PAGE)
         link_next(f"/raffles/{raffle_id}/winners/", cursor)
         return page
 
@@ -362,15 +377,13 @@ def create_app(database=None, manager_ips=None):
 def main():
     """Serve the application with waitress, as the environment says."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
-    # Requests that wait for a thread are daily life, not worth a line each.
-    logging.getLogger("waitress.queue").setLevel(logging.ERROR)
     try:
         listen, threads = setting("RAFFLE_LISTEN"), setting("RAFFLE_THREADS")
         proxy, proxy_count = setting("RAFFLE_TRUSTED_PROXY"), setting("RAFFLE_TRUSTED_PROXY_COUNT")
         if proxy_count > 1 and not proxy:
             raise SettingError("RAFFLE_TRUSTED_PROXY_COUNT: it means nothing without RAFFLE_TRUSTED_PROXY")
         app = create_app()
-    except SettingError as error:
+    except (SettingError, storage.SQLiteTooOld) as error:
         sys.exit(str(error))
     proxies = {
         "trusted_proxy": str(proxy),
@@ -383,7 +396,8 @@ def main():
                 app,
                 listen=listen,
                 threads=threads,
-                connection_limit=1000,
+                # With the files of the database, within the 1,024 descriptors that a process usually has.
+                connection_limit=500,
                 asyncore_use_poll=True,
                 # Larger bodies than the application reads, so that it can say what is wrong with them.
                 max_request_body_size=4 * MAX_BODY,

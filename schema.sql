@@ -1,4 +1,4 @@
--- The data model. It may be run any number of times, and is, at every start.
+-- The data model. It may be run any number of times.
 -- STRICT tables (SQLite 3.37) hold the types that are written here and nothing else.
 
 BEGIN IMMEDIATE;
@@ -14,7 +14,7 @@ CREATE TABLE IF NOT EXISTS raffle (
     name TEXT NOT NULL,
     total_tickets INTEGER NOT NULL CHECK (total_tickets BETWEEN 1 AND 9007199254740991),
     available_tickets INTEGER NOT NULL CHECK (available_tickets BETWEEN 0 AND total_tickets),
-    -- No winners while tickets are available, whatever the code does.
+    -- Not marked as drawn while tickets are available, whatever the code does.
     winners_drawn INTEGER NOT NULL DEFAULT 0 CHECK (winners_drawn = 0 OR (winners_drawn = 1 AND available_tickets = 0)),
     created_at TEXT NOT NULL
 ) STRICT;
@@ -60,6 +60,7 @@ CREATE TABLE IF NOT EXISTS win (
     PRIMARY KEY (raffle, position),
     -- One prize per ticket; verification looks a ticket up by it.
     UNIQUE (raffle, ticket_number),
+    FOREIGN KEY (raffle, ticket_number) REFERENCES ticket (raffle, number),
     FOREIGN KEY (raffle, prize) REFERENCES prize (raffle, position)
 ) STRICT, WITHOUT ROWID;
 

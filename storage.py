@@ -2,7 +2,7 @@
 
 This module speaks SQL and no HTTP. One thread owns the only connection that
 writes: requests hand it their writes and wait, and all that are waiting share
-one transaction. Reads go through read-only connections, one per thread.
+one transaction. Reads go through a pool of read-only connections.
 """
 
 import base64
@@ -13,11 +13,10 @@ import logging
 import os
 import secrets
 import sqlite3
-import sys
 import threading
 import uuid
 from concurrent.futures import Future
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -44,6 +43,10 @@ class DatabaseRefused(Exception):
 
 class StorageUnavailable(Exception):
     """The file cannot be read or written now; nothing of the write was kept."""
+
+
+class SQLiteTooOld(Exception):
+    """The SQLite of this Python cannot serve; the message is one sentence on why."""
 
 
 class RaffleNotFound(Exception):
@@ -79,30 +82,42 @@ class InvalidVerificationCode(Exception):
 
 
 class Storage:
-    """All raffles of one database file. Its methods may be called from any thread."""
+    """All raffles of one database file. Its methods may be called from any thread.
+
+    Each of them raises StorageUnavailable, besides what it says itself, when the
+    file cannot be read or written or the storage has been closed.
+    """
 
     def __init__(self, path):
         """Open the database at `path` (str or path-like), or create it, readable by its owner only.
 
-        Raises DatabaseRefused if the file cannot be opened, is not a raffle's,
-        or was made by a newer version of this program, or if SQLite is too old.
+        Raises SQLiteTooOld, or DatabaseRefused if the file cannot be opened, is
+        not a raffle's or was made by a newer version of this program.
         """
         if sqlite3.sqlite_version_info < OLDEST_SQLITE:
-            raise DatabaseRefused(f"SQLite 3.37 or newer is needed, and this Python has {sqlite3.sqlite_version}")
+            raise SQLiteTooOld(f"SQLite 3.37 or newer is needed, and this Python has {sqlite3.sqlite_version}")
         self._path = Path(path).absolute()
         try:
             with suppress(FileExistsError):
                 os.close(os.open(self._path, os.O_CREAT | os.O_EXCL, 0o600))
+            # Looked at first through a connection that cannot change the file of another program.
+            with closing(self._connect("ro")) as reader:
+                is_new = self._identify(reader)
             self._writer = self._connect("rw")
             with ExitStack() as on_failure:
                 on_failure.callback(self._writer.close)
-                self._prepare()
+                # Readers go on while a batch is written.
+                self._writer.execute("PRAGMA journal_mode = WAL")
+                # A ticket that has been answered survives a loss of power: NORMAL might
+                # undo the last commits, and the same number would be given out twice.
+                self._writer.execute("PRAGMA synchronous = FULL")
+                if is_new:
+                    self._writer.executescript(SCHEMA.read_text(encoding="utf-8"))
                 on_failure.pop_all()
         except OSError as error:
             raise DatabaseRefused(f"{path} cannot be created: {error.strerror}") from error
         except sqlite3.Error as error:
             raise DatabaseRefused(f"{path} cannot be opened: {error}") from error
-        self._local = threading.local()
         self._readers = []
         self._waiting = []
         self._closing = False
@@ -115,10 +130,9 @@ class Storage:
         with self._changed:
             self._closing = True
             self._changed.notify()
-        self._thread.join()
-        for reader in self._readers:
-            reader.close()
-        self._writer.close()
+        # An application that nobody refers to any more may be collected, and closed, in any thread.
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
 
     def create_raffle(self, name, total_tickets, prizes):
         """Create a raffle and return it as `get_raffle` does.
@@ -146,7 +160,8 @@ class Storage:
             )
 
         self._write(create)
-        return self.get_raffle(raffle_id)
+        raffle = _raffle(raffle_id, name, total_tickets, total_tickets, False, created_at)
+        return {**raffle, "prizes": [{"name": prize["name"], "amount": prize["amount"]} for prize in prizes]}
 
     def list_raffles(self, limit, cursor=None):
         """Return a page of raffles without their prizes, latest first, and the cursor of the next page or None.
@@ -163,20 +178,22 @@ class Storage:
             ORDER BY sequence DESC
             LIMIT ?
             """,
-            sys.maxsize if cursor is None else cursor,
+            2**63 - 1 if cursor is None else cursor,
             limit + 1,
         )
         return _page([(sequence, _raffle(*columns)) for sequence, *columns in rows], limit)
 
     def get_raffle(self, raffle_id):
         """Return the raffle as a dict, its prizes in the manager's order. Raises RaffleNotFound."""
-        sequence, *columns = self._read_one(
-            """
+        sequence, *columns = _only(
+            self._read(
+                """
             SELECT sequence, id, name, total_tickets, available_tickets, winners_drawn, created_at
             FROM raffle
             WHERE id = ?
             """,
-            raffle_id,
+                raffle_id,
+            )
         )
         prizes = self._read(
             """
@@ -204,17 +221,18 @@ class Storage:
         """
         code = _new_code()
         salt = secrets.token_bytes(16)
-        code_hash = _hash_code(code, salt, ITERATIONS)
+        code_hash = _hash_code(code.translate(CANONICAL), salt, ITERATIONS)
 
         def issue(db):
-            raffle, available = _find(
-                db,
-                """
-                SELECT sequence, available_tickets
-                FROM raffle
-                WHERE id = ?
-                """,
-                raffle_id,
+            raffle, available = _only(
+                db.execute(
+                    """
+                    SELECT sequence, available_tickets
+                    FROM raffle
+                    WHERE id = ?
+                    """,
+                    (raffle_id,),
+                ).fetchall()
             )
             if available == 0:
                 raise TicketsNoLongerAvailable
@@ -272,18 +290,19 @@ class Storage:
     def draw_winners(self, raffle_id):
         """Draw a ticket for every prize: a uniform sample of all numbers, without replacement.
 
-        Raises RaffleNotFound, WinnersAlreadyDrawn, TicketsStillAvailable.
+        Returns what `list_winners` returns of the longest first page. Raises RaffleNotFound, WinnersAlreadyDrawn, TicketsStillAvailable.
         """
 
         def draw(db):
-            raffle, total, available, drawn = _find(
-                db,
-                """
-                SELECT sequence, total_tickets, available_tickets, winners_drawn
-                FROM raffle
-                WHERE id = ?
-                """,
-                raffle_id,
+            raffle, total, available, drawn = _only(
+                db.execute(
+                    """
+                    SELECT sequence, total_tickets, available_tickets, winners_drawn
+                    FROM raffle
+                    WHERE id = ?
+                    """,
+                    (raffle_id,),
+                ).fetchall()
             )
             if drawn:
                 raise WinnersAlreadyDrawn
@@ -291,21 +310,25 @@ class Storage:
                 raise TicketsStillAvailable
             prizes = db.execute(
                 """
-                SELECT position, amount
+                SELECT position, name, amount
                 FROM prize
                 WHERE raffle = ?
                 ORDER BY position
                 """,
                 (raffle,),
             ).fetchall()
-            numbers = secrets.SystemRandom().sample(range(1, total + 1), sum(amount for _, amount in prizes))
-            won = itertools.chain.from_iterable(itertools.repeat(*prize) for prize in prizes)
+            numbers = secrets.SystemRandom().sample(range(1, total + 1), sum(amount for _, _, amount in prizes))
+
+            def wins():
+                won = (prize for *prize, amount in prizes for _ in range(amount))
+                return ((place, number, *prize) for place, (number, prize) in enumerate(zip(numbers, won), 1))
+
             db.executemany(
                 """
                 INSERT INTO win (raffle, position, ticket_number, prize)
                 VALUES (?, ?, ?, ?)
                 """,
-                zip(itertools.repeat(raffle), itertools.count(1), numbers, won),
+                ((raffle, place, number, prize) for place, number, prize, _ in wins()),
             )
             db.execute(
                 """
@@ -315,8 +338,10 @@ class Storage:
                 """,
                 (raffle,),
             )
+            page = ((place, number, name) for place, number, _, name in wins())
+            return _page_of_wins(itertools.islice(page, MAX_WINS_PER_PAGE + 1), MAX_WINS_PER_PAGE)
 
-        self._write(draw)
+        return self._write(draw)
 
     def list_winners(self, raffle_id, limit, cursor=None):
         """Return a page of wins in the order of the prizes, and the cursor of the next page or None.
@@ -324,13 +349,15 @@ class Storage:
         limit: 1 to MAX_WINS_PER_PAGE. cursor: as the page before gave it.
         Raises RaffleNotFound, InvalidPage.
         """
-        (raffle,) = self._read_one(
-            """
-            SELECT sequence
-            FROM raffle
-            WHERE id = ?
-            """,
-            raffle_id,
+        (raffle,) = _only(
+            self._read(
+                """
+                SELECT sequence
+                FROM raffle
+                WHERE id = ?
+                """,
+                raffle_id,
+            )
         )
         _check_page(limit, cursor, MAX_WINS_PER_PAGE)
         rows = self._read(
@@ -346,7 +373,7 @@ class Storage:
             0 if cursor is None else cursor,
             limit + 1,
         )
-        return _page([(position, {"ticket_number": number, "prize": prize}) for position, number, prize in rows], limit)
+        return _page_of_wins(rows, limit)
 
     def verify_ticket(self, raffle_id, ticket_number, verification_code):
         """Return the name of the prize that the ticket has won, or None if it has won nothing.
@@ -356,8 +383,9 @@ class Storage:
         L for 1 (Crockford's base32). Its hash is compared in constant time.
         Raises RaffleNotFound, WinnersNotDrawn, InvalidVerificationCode.
         """
-        drawn, salt, iterations, code_hash, prize = self._read_one(
-            """
+        drawn, salt, iterations, code_hash, prize = _only(
+            self._read(
+                """
             SELECT raffle.winners_drawn, ticket.salt, ticket.iterations, ticket.code_hash, prize.name
             FROM raffle
             LEFT JOIN ticket ON ticket.raffle = raffle.sequence AND ticket.number = ?
@@ -365,12 +393,17 @@ class Storage:
             LEFT JOIN prize ON prize.raffle = win.raffle AND prize.position = win.prize
             WHERE raffle.id = ?
             """,
-            ticket_number,
-            raffle_id,
+                ticket_number,
+                raffle_id,
+            )
         )
         if not drawn:
             raise WinnersNotDrawn
-        if salt is None or not hmac.compare_digest(_hash_code(verification_code, salt, iterations), code_hash):
+        code = verification_code.translate(CANONICAL)
+        # PBKDF2 takes a code and the same with NULs behind it for one.
+        if salt is None or len(code) != CODE_LENGTH:
+            raise InvalidVerificationCode
+        if not hmac.compare_digest(_hash_code(code, salt, iterations), code_hash):
             raise InvalidVerificationCode
         return prize
 
@@ -388,39 +421,42 @@ class Storage:
         connection.execute("PRAGMA foreign_keys = ON")
         return connection
 
-    def _prepare(self):
-        def pragma(name):
-            return self._writer.execute(f"PRAGMA {name}").fetchone()[0]
+    def _identify(self, reader):
+        """Return whether the file is new and empty. Raises DatabaseRefused if it is not a raffle's."""
 
-        tables = self._writer.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
-        if pragma("application_id") != (APPLICATION_ID if tables else 0):
+        def value(sql):
+            return reader.execute(sql).fetchone()[0]
+
+        application_id, version = value("PRAGMA application_id"), value("PRAGMA user_version")
+        if not value("SELECT count(*) FROM sqlite_schema") and application_id == 0:
+            # SQLite takes a file that is too short to be a database for an empty one.
+            if self._path.stat().st_size and not value("PRAGMA page_count"):
+                raise DatabaseRefused(f"{self._path} is not a database")
+            return True
+        if application_id != APPLICATION_ID or version < 1:
             raise DatabaseRefused(f"{self._path} was made by another program")
-        if pragma("user_version") > SCHEMA_VERSION:
+        if version > SCHEMA_VERSION:
             raise DatabaseRefused(f"{self._path} was made by a newer version of this program")
-        # Readers go on while a batch is written.
-        pragma("journal_mode = WAL")
-        # A ticket that has been answered survives a loss of power: NORMAL might
-        # undo the last commits, and the same number would be given out twice.
-        self._writer.execute("PRAGMA synchronous = FULL")
-        self._writer.executescript(SCHEMA.read_text(encoding="utf-8"))
+        return False
 
     def _read(self, sql, *values):
         try:
-            reader = getattr(self._local, "reader", None)
-            if reader is None:
-                reader = self._local.reader = self._connect("ro")
-                self._readers.append(reader)
-            # Fetched to the end: a cursor left open would hold back checkpoints.
-            return reader.execute(sql, values).fetchall()
+            with self._changed:
+                if self._closing:
+                    raise StorageUnavailable
+                reader = self._readers.pop() if self._readers else self._connect("ro")
+            try:
+                # Fetched to the end: a cursor left open would hold back checkpoints.
+                return reader.execute(sql, values).fetchall()
+            finally:
+                with self._changed:
+                    if self._closing:
+                        reader.close()
+                    else:
+                        self._readers.append(reader)
         except sqlite3.OperationalError as error:
             log.error("The database cannot be read: %s", error)
             raise StorageUnavailable from error
-
-    def _read_one(self, sql, *values):
-        rows = self._read(sql, *values)
-        if not rows:
-            raise RaffleNotFound
-        return rows[0]
 
     def _write(self, job):
         """Have the writing thread call `job(connection)`; return or raise what it did once that is committed."""
@@ -437,21 +473,26 @@ class Storage:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._closing)
                 batch, self._waiting = self._waiting, []
-            if not batch:
-                return
-            try:
-                outcomes = self._commit([job for job, _ in batch])
-            except Exception as error:
-                log.error("%d writes were undone: %s", len(batch), error)
-                if self._writer.in_transaction:
-                    with suppress(sqlite3.Error):
-                        self._writer.execute("ROLLBACK")
-                outcomes = [(None, StorageUnavailable()) for _ in batch]
-            for (_, answer), (result, error) in zip(batch, outcomes):
-                if error is None:
-                    answer.set_result(result)
-                else:
-                    answer.set_exception(error)
+                if not batch:
+                    break
+            self._write_batch(batch)
+        for connection in (*self._readers, self._writer):
+            connection.close()
+
+    def _write_batch(self, batch):
+        try:
+            outcomes = self._commit([job for job, _ in batch])
+        except Exception as error:
+            log.error("%d writes were undone: %s", len(batch), error)
+            if self._writer.in_transaction:
+                with suppress(sqlite3.Error):
+                    self._writer.execute("ROLLBACK")
+            outcomes = [(None, StorageUnavailable()) for _ in batch]
+        for (_, answer), (result, error) in zip(batch, outcomes):
+            if error is None:
+                answer.set_result(result)
+            else:
+                answer.set_exception(error)
 
     def _commit(self, jobs):
         db = self._writer
@@ -475,11 +516,10 @@ class Storage:
         return outcomes
 
 
-def _find(db, sql, raffle_id):
-    row = db.execute(sql, (raffle_id,)).fetchone()
-    if row is None:
+def _only(rows):
+    if not rows:
         raise RaffleNotFound
-    return row
+    return rows[0]
 
 
 def _raffle(raffle_id, name, total_tickets, available_tickets, winners_drawn, created_at):
@@ -504,16 +544,23 @@ def _page(keyed, limit):
     return [item for _, item in page], page[-1][0] if len(keyed) > limit else None
 
 
+def _page_of_wins(rows, limit):
+    return _page([(place, {"ticket_number": number, "prize": prize}) for place, number, prize in rows], limit)
+
+
 # Crockford's base32 (https://www.crockford.com/base32.html): no I, L, O or U.
 ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 FROM_RFC_4648 = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", ALPHABET)
 CANONICAL = str.maketrans(ALPHABET.lower() + "OoIiLl", ALPHABET + "001111", "- ")
 
 
+CODE_LENGTH = 24  # characters of 5 bits
+
+
 def _new_code():
     text = base64.b32encode(secrets.token_bytes(15)).decode().translate(FROM_RFC_4648)
-    return "-".join(text[start : start + 4] for start in range(0, 24, 4))
+    return "-".join(text[start : start + 4] for start in range(0, CODE_LENGTH, 4))
 
 
 def _hash_code(code, salt, iterations):
-    return hashlib.pbkdf2_hmac("sha256", code.translate(CANONICAL).encode("utf-8", "replace"), salt, iterations)
+    return hashlib.pbkdf2_hmac("sha256", code.encode("utf-8", "replace"), salt, iterations)

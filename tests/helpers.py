@@ -83,6 +83,7 @@ class Server:
                 text=True,
             )
         self.greeting = self.process.stdout.readline()
+        assert self.greeting, self.log.read_text()
         self.host, _, self.port = self.greeting.strip().rpartition("//")[2].rpartition(":")
 
     def request(self, method, path, body=None, source="127.0.0.1", **headers):

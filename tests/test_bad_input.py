@@ -121,6 +121,13 @@ def test_a_number_past_every_float_is_no_integer(client):
     assert_problem(response, f"total_tickets must be {INTEGER}")
 
 
+def test_a_member_that_is_there_twice_is_named(client):
+    response = client.request_from(
+        MANAGER, "POST", "/raffles/", b'{"name": "Fair", "x": 1, "name": "Fair"}', status=400
+    )
+    assert "'name' is there twice" in response.json["detail"]
+
+
 def test_an_integer_of_a_million_digits_is_an_integer_out_of_range(client):
     body = b'{"name": "Fair", "total_tickets": %s}' % (b"9" * 1_000_000)
     response = client.request_from(MANAGER, "POST", "/raffles/", body, status=400)

@@ -112,6 +112,19 @@ def test_storage_that_cannot_be_written_is_unavailable_and_keeps_nothing(databas
         client.participate(path)
 
 
+def test_what_has_been_kept_is_never_answered_as_unavailable(client, monkeypatch):
+    raffle = client.new_raffle(total_tickets=1)
+    client.sell_out(raffle)
+
+    def unavailable(*arguments):
+        raise storage.StorageUnavailable
+
+    monkeypatch.setattr(storage.Storage, "_read", unavailable)
+    assert_problem(client.get(raffle, status=503))
+    client.create(status=201)
+    assert len(client.draw(raffle, status=201).json) == 1
+
+
 def test_another_host_is_misdirected(database, monkeypatch):
     monkeypatch.setenv("RAFFLE_HOSTS", "raffle.example, [::1]")
     with closing(raffle.create_app(database, MANAGER)) as app:
@@ -125,7 +138,7 @@ def test_another_host_is_misdirected(database, monkeypatch):
 
 def test_a_client_without_an_address_can_neither_participate_nor_manage(client, caplog):
     raffle = client.new_raffle()
-    for address in ("", "unknown", "localhost", "1.2.3", "1.2.3.4:80", "[::1]:443"):
+    for address in ("", "unknown", "localhost", "1.2.3", "1.2.3.4:80", "1.2.3.4%eth0", "[::1]:443", "::ffff"):
         assert_problem(client.participate(raffle, address, status=400))
         client.draw(raffle, address, status=400)
         client.request_from(address, "POST", "/raffles/", status=400)

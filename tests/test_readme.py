@@ -1,3 +1,4 @@
+import os
 import re
 import shutil
 import subprocess
@@ -48,7 +49,7 @@ def test_the_curl_session_goes_as_it_is_printed(serve, tmp_path):
     script = "".join(f"{command}echo ----\n" for command, _ in steps)
     done = subprocess.run(
         ["bash", "-eu", "-c", script],
-        env={"PATH": "/usr/bin:/bin", "CURL_HOME": str(tmp_path)},
+        env={**os.environ, "CURL_HOME": str(tmp_path)},
         capture_output=True,
         text=True,
         timeout=60,

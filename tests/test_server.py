@@ -1,5 +1,6 @@
 """The program as it is deployed: a process of its own, and real sockets."""
 
+import http.client
 import json
 import os
 import socket
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import pytest
 from helpers import ROOT
@@ -110,6 +112,9 @@ def test_it_listens_on_ipv6(serve):
     [
         ({}, ["10.0.0.1", "10.0.0.2"], 1),
         ({"RAFFLE_TRUSTED_PROXY": "127.0.0.1"}, ["10.0.0.1", "10.0.0.2", "6.6.6.6, 10.0.0.2", "2001:db8::1"], 3),
+        # An IPv4-mapped address arrives whole, and what is no address is nobody.
+        ({"RAFFLE_TRUSTED_PROXY": "::ffff:127.0.0.1"}, ["::ffff:10.0.0.1", "10.0.0.1", "::ffff:10.0.0.2"], 2),
+        ({"RAFFLE_TRUSTED_PROXY": "127.0.0.1"}, ["unknown", "[::1]:443", "::ffff", "64:ff9b::10.0.0.1"], 1),
         (
             {"RAFFLE_TRUSTED_PROXY": "127.0.0.1", "RAFFLE_TRUSTED_PROXY_COUNT": "2"},
             ["10.0.0.1, 10.9.9.9", "6.6.6.6, 10.0.0.1, 10.9.9.8", "10.0.0.2, 10.9.9.9"],
@@ -170,6 +175,9 @@ def test_waitress_serve_can_call_the_application_factory(tmp_path):
     environment = {**os.environ, "RAFFLE_DATABASE": str(tmp_path / "raffle.db"), "MANAGER_IPS": "127.0.0.1"}
     with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
         try:
-            assert "Serving on http://127.0.0.1:" in process.stderr.readline()
+            port = process.stderr.readline().rpartition(":")[2]
+            with closing(http.client.HTTPConnection("127.0.0.1", int(port), timeout=30)) as connection:
+                connection.request("GET", "/raffles/")
+                assert connection.getresponse().read() == b"[]\n"
         finally:
             process.terminate()

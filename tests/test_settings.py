@@ -65,12 +65,16 @@ def refusal(monkeypatch, **environment):
                 "[::1]",
                 "[127.0.0.1]:8080",
                 "http://127.0.0.1:8080",
+                "[fe80::1%nowhere]:8080",
             )
         ],
         *[("RAFFLE_THREADS", value) for value in ("0", "-1", "x", "1.5", "1001", "٣", " ")],
         *[("RAFFLE_TRUSTED_PROXY", value) for value in ("x", "*", "10.0.0.0/8", "10.0.0.1,10.0.0.2")],
         *[("RAFFLE_TRUSTED_PROXY_COUNT", value) for value in ("0", "-1", "x")],
-        *[("RAFFLE_HOSTS", value) for value in ("http://raffle.example", "raffle.example:80", "a,,b", "a b", "*")],
+        *[
+            ("RAFFLE_HOSTS", value)
+            for value in ("http://raffle.example", "raffle.example:80", "a,,b", "a b", "*", ".", "[::", "[1.2.3.4]")
+        ],
         *[("RAFFLE_IPV6_PREFIX", value) for value in ("0", "129", "/64", "x")],
     ],
 )
@@ -85,7 +89,7 @@ def test_a_count_of_proxies_without_a_proxy_makes_no_sense(monkeypatch, database
     assert sentence.startswith("RAFFLE_TRUSTED_PROXY_COUNT: ")
 
 
-@pytest.mark.parametrize("content", [b"This is no database. " * 100, b"SQLite format 3\0 but not really" * 100])
+@pytest.mark.parametrize("content", [b"x", b"This is no database. " * 100, b"SQLite format 3\0 but not really" * 100])
 def test_a_file_that_is_no_database_is_refused_and_left_alone(monkeypatch, database, content):
     database.write_bytes(content)
     assert refusal(monkeypatch, RAFFLE_DATABASE=database).startswith(f"RAFFLE_DATABASE: {database} ")
@@ -130,6 +134,7 @@ def test_a_database_that_cannot_be_read_is_refused(monkeypatch):
         "CREATE TABLE raffle (id)",
         "PRAGMA application_id = 1",
         "PRAGMA application_id = 1; CREATE TABLE raffle (id)",
+        f"PRAGMA application_id = {storage.APPLICATION_ID}; CREATE TABLE raffle (id)",
     ],
 )
 def test_the_database_of_another_program_is_refused_and_left_alone(monkeypatch, database, made_by):
@@ -139,6 +144,28 @@ def test_the_database_of_another_program_is_refused_and_left_alone(monkeypatch, 
     sentence = refusal(monkeypatch, RAFFLE_DATABASE=database)
     assert sentence == f"RAFFLE_DATABASE: {database} was made by another program"
     assert database.read_bytes() == before
+
+
+def test_what_another_program_has_not_checkpointed_yet_is_left_alone(monkeypatch, database):
+    with closing(sqlite3.connect(database)) as connection:
+        connection.executescript("PRAGMA journal_mode = WAL; CREATE TABLE raffle (id);")
+        files = {file: file.read_bytes() for file in database.parent.glob("raffle.db*") if file.suffix != ".db-shm"}
+        copy = database.parent / "copy"
+        copy.mkdir()
+        for file, content in files.items():
+            (copy / file.name).write_bytes(content)
+    assert len(files) == 2
+    assert "another program" in refusal(monkeypatch, RAFFLE_DATABASE=copy / "raffle.db")
+    for file, content in files.items():
+        assert (copy / file.name).read_bytes() == content
+
+
+def test_opening_a_database_again_writes_nothing(database):
+    with closing(storage.Storage(database)):
+        wal = database.with_name("raffle.db-wal")
+        before = wal.stat().st_size
+        storage.Storage(database).close()
+        assert wal.stat().st_size == before
 
 
 def test_the_database_of_a_newer_version_is_refused(monkeypatch, database):
@@ -159,7 +186,7 @@ def test_an_old_sqlite_is_refused(monkeypatch, database):
     monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 36, 0))
     monkeypatch.setattr(sqlite3, "sqlite_version", "3.36.0")
     sentence = refusal(monkeypatch, RAFFLE_DATABASE=database)
-    assert sentence == "RAFFLE_DATABASE: SQLite 3.37 or newer is needed, and this Python has 3.36.0"
+    assert sentence == "SQLite 3.37 or newer is needed, and this Python has 3.36.0"
 
 
 def test_no_managers_at_all_is_a_warning(database, caplog):

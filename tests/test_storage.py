@@ -109,6 +109,28 @@ def test_nobody_is_answered_with_success_if_the_transaction_is_undone(store, loo
     store.issue_ticket(raffle_id, participant(1))
 
 
+def test_a_write_for_which_the_disk_is_too_full_is_unavailable_and_the_rest_goes_on(store, look):
+    raffle_id = store.create_raffle("Fair", 3, ONE_PRIZE)["id"]
+    pages = store._write(lambda db: db.execute("PRAGMA page_count").fetchone()[0])
+    store._write(lambda db: db.execute(f"PRAGMA max_page_count = {pages}").fetchone())
+    many = [{"name": "x" * 200, "amount": 1}] * 200
+    outcomes = together(
+        store,
+        [
+            lambda: store.create_raffle("Fair", 200, many),
+            lambda: store.issue_ticket(raffle_id, participant(1))["raffle_id"],
+        ],
+    )
+    kept = outcomes.count(raffle_id)
+    assert outcomes[0] == storage.StorageUnavailable
+    assert look("SELECT count(*) FROM ticket") == [(kept,)]
+    assert look("SELECT count(*) FROM raffle") == [(1,)]
+    store._write(lambda db: db.execute("PRAGMA max_page_count = 1000000").fetchone())
+    store.create_raffle("Fair", 200, many)
+    store.issue_ticket(raffle_id, participant(2))
+    assert look("PRAGMA integrity_check") == [("ok",)]
+
+
 def test_a_commit_that_fails_is_answered_with_no_success_and_the_next_one_works(store, look):
     raffle_id = store.create_raffle("Fair", 3, ONE_PRIZE)["id"]
 
@@ -154,6 +176,7 @@ def test_winners_do_not_exist_before_the_draw(store, look):
         "INSERT INTO win VALUES (1, 2, 1, 1)",  # a second prize for a ticket
         "INSERT INTO win VALUES (1, 1, 2, 1)",  # a second draw
         "INSERT INTO win VALUES (1, 2, 2, 9)",  # a prize that does not exist
+        "INSERT INTO win VALUES (1, 2, 3, 1)",  # a ticket that does not exist
         "INSERT INTO ticket VALUES (1, 1, x'7f000009', x'00', 1, x'00')",  # a number twice
         "INSERT INTO ticket VALUES (1, 3, x'00000001', x'00', 1, x'00')",  # a participant twice
         "INSERT INTO ticket VALUES (1, 3, x'0001', x'00', 1, x'00')",  # no address
@@ -212,6 +235,24 @@ def test_closing_leaves_one_file_no_thread_and_no_way_to_write(database):
     assert not store._thread.is_alive()
     with pytest.raises(storage.StorageUnavailable):
         store.issue_ticket(raffle_id, participant(1))
+    with pytest.raises(storage.StorageUnavailable):
+        store.get_raffle(raffle_id)
+    assert [file.name for file in database.parent.iterdir()] == ["raffle.db"]
+
+
+def test_threads_that_come_and_go_leave_no_connections_behind(store):
+    for _ in range(20):
+        thread = threading.Thread(target=store.list_raffles, args=(1,))
+        thread.start()
+        thread.join()
+    assert len(store._readers) == 1
+
+
+def test_an_application_that_is_collected_while_it_writes_ends_as_well(database):
+    store = Storage(database)
+    store._write(lambda db: store.close())
+    store._thread.join(30)
+    assert [file.name for file in database.parent.iterdir()] == ["raffle.db"]
 
 
 def test_the_writing_thread_ends_with_the_application_that_owns_it(database):
