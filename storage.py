@@ -9,6 +9,7 @@ import base64
 import hashlib
 import hmac
 import itertools
+import json
 import logging
 import os
 import secrets
@@ -119,7 +120,7 @@ class Storage:
         except sqlite3.Error as error:
             raise DatabaseRefused(f"{path} cannot be opened: {error}") from error
         self._readers = []
-        self._waiting = []
+        self._waiting = {}
         self._closing = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._write_batches, name="raffle-writer", daemon=True)
@@ -143,23 +144,7 @@ class Storage:
         raffle_id = str(uuid.uuid4())
         created_at = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
-        def create(db):
-            sequence = db.execute(
-                """
-                INSERT INTO raffle (id, name, total_tickets, available_tickets, created_at)
-                VALUES (?, ?, ?, ?, ?)
-                """,
-                (raffle_id, name, total_tickets, total_tickets, created_at),
-            ).lastrowid
-            db.executemany(
-                """
-                INSERT INTO prize (raffle, position, name, amount)
-                VALUES (?, ?, ?, ?)
-                """,
-                ((sequence, position, prize["name"], prize["amount"]) for position, prize in enumerate(prizes, 1)),
-            )
-
-        self._write(create)
+        self._write(_insert_raffle, raffle_id, (name, total_tickets, prizes, created_at))
         raffle = _raffle(raffle_id, name, total_tickets, total_tickets, False, created_at)
         return {**raffle, "prizes": [{"name": prize["name"], "amount": prize["amount"]} for prize in prizes]}
 
@@ -211,137 +196,21 @@ class Storage:
 
         participant: the 4 or 16 bytes that stand for one participant. The code
         is returned here and never again; only its hash is kept.
-
-        This is one step of a Fisher-Yates shuffle (Durstenfeld, CACM 7(7), 1964,
-        algorithm 235) of the numbers 1 to total_tickets. A cell of the array is
-        stored only while it holds another number than its own position, so that
-        a raffle of any size costs nothing before its tickets are given out.
-
         Raises RaffleNotFound, TicketsNoLongerAvailable, AlreadyParticipated.
         """
         code = _new_code()
         salt = secrets.token_bytes(16)
         code_hash = _hash_code(code.translate(CANONICAL), salt, ITERATIONS)
-
-        def issue(db):
-            raffle, available = _only(
-                db.execute(
-                    """
-                    SELECT sequence, available_tickets
-                    FROM raffle
-                    WHERE id = ?
-                    """,
-                    (raffle_id,),
-                ).fetchall()
-            )
-            if available == 0:
-                raise TicketsNoLongerAvailable
-            drawn = secrets.randbelow(available) + 1
-            cells = dict(
-                db.execute(
-                    """
-                    SELECT position, ticket_number
-                    FROM displaced
-                    WHERE raffle = ? AND position IN (?, ?)
-                    """,
-                    (raffle, drawn, available),
-                ).fetchall()
-            )
-            number = cells.get(drawn, drawn)
-            inserted = db.execute(
-                """
-                INSERT INTO ticket (raffle, number, participant, salt, iterations, code_hash)
-                VALUES (?, ?, ?, ?, ?, ?)
-                ON CONFLICT (raffle, participant) DO NOTHING
-                """,
-                (raffle, number, participant, salt, ITERATIONS, code_hash),
-            ).rowcount
-            if not inserted:
-                raise AlreadyParticipated
-            if drawn != available:
-                db.execute(
-                    """
-                    INSERT INTO displaced (raffle, position, ticket_number)
-                    VALUES (?, ?, ?)
-                    ON CONFLICT (raffle, position) DO UPDATE SET ticket_number = excluded.ticket_number
-                    """,
-                    (raffle, drawn, cells.get(available, available)),
-                )
-            if available in cells:
-                db.execute(
-                    """
-                    DELETE FROM displaced
-                    WHERE raffle = ? AND position = ?
-                    """,
-                    (raffle, available),
-                )
-            db.execute(
-                """
-                UPDATE raffle
-                SET available_tickets = available_tickets - 1
-                WHERE sequence = ?
-                """,
-                (raffle,),
-            )
-            return number
-
-        return {"raffle_id": raffle_id, "ticket_number": self._write(issue), "verification_code": code}
+        number = self._write(_issue_tickets, raffle_id, (participant, salt, ITERATIONS, code_hash))
+        return {"raffle_id": raffle_id, "ticket_number": number, "verification_code": code}
 
     def draw_winners(self, raffle_id):
         """Draw a ticket for every prize: a uniform sample of all numbers, without replacement.
 
-        Returns what `list_winners` returns of the longest first page. Raises RaffleNotFound, WinnersAlreadyDrawn, TicketsStillAvailable.
+        Returns the longest first page that `list_winners` would return.
+        Raises RaffleNotFound, WinnersAlreadyDrawn, TicketsStillAvailable.
         """
-
-        def draw(db):
-            raffle, total, available, drawn = _only(
-                db.execute(
-                    """
-                    SELECT sequence, total_tickets, available_tickets, winners_drawn
-                    FROM raffle
-                    WHERE id = ?
-                    """,
-                    (raffle_id,),
-                ).fetchall()
-            )
-            if drawn:
-                raise WinnersAlreadyDrawn
-            if available:
-                raise TicketsStillAvailable
-            prizes = db.execute(
-                """
-                SELECT position, name, amount
-                FROM prize
-                WHERE raffle = ?
-                ORDER BY position
-                """,
-                (raffle,),
-            ).fetchall()
-            numbers = secrets.SystemRandom().sample(range(1, total + 1), sum(amount for _, _, amount in prizes))
-
-            def wins():
-                won = (prize for *prize, amount in prizes for _ in range(amount))
-                return ((place, number, *prize) for place, (number, prize) in enumerate(zip(numbers, won), 1))
-
-            db.executemany(
-                """
-                INSERT INTO win (raffle, position, ticket_number, prize)
-                VALUES (?, ?, ?, ?)
-                """,
-                ((raffle, place, number, prize) for place, number, prize, _ in wins()),
-            )
-            db.execute(
-                """
-                UPDATE raffle
-                SET winners_drawn = 1
-                WHERE sequence = ?
-                """,
-                (raffle,),
-            )
-            page = ((place, number, name) for place, number, _, name in wins())
-            return _page_of_wins(itertools.islice(page, MAX_WINS_PER_PAGE + 1), MAX_WINS_PER_PAGE)
-
-        return self._write(draw)
+        return self._write(_draw_winners, raffle_id)
 
     def list_winners(self, raffle_id, limit, cursor=None):
         """Return a page of wins in the order of the prizes, and the cursor of the next page or None.
@@ -458,13 +327,18 @@ class Storage:
             log.error("The database cannot be read: %s", error)
             raise StorageUnavailable from error
 
-    def _write(self, job):
-        """Have the writing thread call `job(connection)`; return or raise what it did once that is committed."""
+    def _write(self, action, raffle_id, request=None):
+        """Have the writing thread run `action`, and return or raise its outcome once that is committed.
+
+        action: function of the connection, the raffle's id and a list of the
+        requests that wait for it together; it returns a list of their outcomes,
+        an exception for a refusal, or raises one for all of them.
+        """
         answer = Future()
         with self._changed:
             if self._closing:
                 raise StorageUnavailable
-            self._waiting.append((job, answer))
+            self._waiting.setdefault((action, raffle_id), []).append((request, answer))
             self._changed.notify()
         return answer.result()
 
@@ -472,7 +346,7 @@ class Storage:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._closing)
-                batch, self._waiting = self._waiting, []
+                batch, self._waiting = self._waiting, {}
                 if not batch:
                     break
             self._write_batch(batch)
@@ -480,40 +354,200 @@ class Storage:
             connection.close()
 
     def _write_batch(self, batch):
+        answers = [answer for group in batch.values() for _, answer in group]
         try:
-            outcomes = self._commit([job for job, _ in batch])
+            outcomes = self._commit(batch)
         except Exception as error:
-            log.error("%d writes were undone: %s", len(batch), error)
-            if self._writer.in_transaction:
-                with suppress(sqlite3.Error):
-                    self._writer.execute("ROLLBACK")
-            outcomes = [(None, StorageUnavailable()) for _ in batch]
-        for (_, answer), (result, error) in zip(batch, outcomes):
-            if error is None:
-                answer.set_result(result)
+            log.error("%d writes were undone: %s", len(answers), error)
+            with suppress(sqlite3.Error):
+                self._writer.execute("ROLLBACK")
+            outcomes = [StorageUnavailable() for _ in answers]
+        for answer, outcome in zip(answers, outcomes):
+            if isinstance(outcome, Exception):
+                answer.set_exception(outcome)
             else:
-                answer.set_exception(error)
+                answer.set_result(outcome)
 
-    def _commit(self, jobs):
+    def _commit(self, batch):
         db = self._writer
         outcomes = []
         db.execute("BEGIN IMMEDIATE")
-        for job in jobs:
-            db.execute("SAVEPOINT job")
+        for (action, raffle_id), group in batch.items():
+            db.execute("SAVEPOINT action")
             try:
-                outcomes.append((job(db), None))
+                outcomes += action(db, raffle_id, [request for request, _ in group])
             except Exception as error:
                 # A full disk or an I/O error may have undone the whole transaction: then nothing was kept.
                 if not db.in_transaction:
                     raise
-                db.execute("ROLLBACK TO job")
+                db.execute("ROLLBACK TO action")
                 if isinstance(error, sqlite3.OperationalError):
-                    log.error("A write was undone: %s", error)
+                    log.error("%d writes were undone: %s", len(group), error)
                     error = StorageUnavailable()
-                outcomes.append((None, error))
-            db.execute("RELEASE job")
+                outcomes += [error] * len(group)
+            db.execute("RELEASE action")
         db.execute("COMMIT")
         return outcomes
+
+
+def _insert_raffle(db, raffle_id, requests):
+    [(name, total_tickets, prizes, created_at)] = requests
+    raffle = db.execute(
+        """
+        INSERT INTO raffle (id, name, total_tickets, available_tickets, created_at)
+        VALUES (?, ?, ?, ?, ?)
+        """,
+        (raffle_id, name, total_tickets, total_tickets, created_at),
+    ).lastrowid
+    db.executemany(
+        """
+        INSERT INTO prize (raffle, position, name, amount)
+        VALUES (?, ?, ?, ?)
+        """,
+        ((raffle, position, prize["name"], prize["amount"]) for position, prize in enumerate(prizes, 1)),
+    )
+    return [None]
+
+
+def _issue_tickets(db, raffle_id, requests):
+    """Issue a ticket for each request: (participant, salt, iterations, hash of the code).
+
+    This is a Fisher-Yates shuffle (Durstenfeld, CACM 7(7), 1964, algorithm 235)
+    of the numbers 1 to total_tickets, one step per ticket. A cell of the array is
+    stored only while it has been displaced, so that a raffle of any size costs
+    nothing before its tickets are given out.
+
+    Under load every statement costs the writing thread a wait for the interpreter
+    lock: so the cells are read and written once for all requests, not once each.
+    """
+    raffle, available = _only(
+        db.execute(
+            """
+            SELECT sequence, available_tickets
+            FROM raffle
+            WHERE id = ?
+            """,
+            (raffle_id,),
+        ).fetchall()
+    )
+    outcomes = []
+    while available and len(outcomes) < len(requests):
+        asking = requests[len(outcomes) : len(outcomes) + available]
+        lasts = range(available, available - len(asking), -1)
+        draws = [secrets.randbelow(last) + 1 for last in lasts]
+        (displaced,) = db.execute(
+            """
+            SELECT json_group_object(position, ticket_number)
+            FROM displaced
+            WHERE raffle = ? AND position IN (SELECT value FROM json_each(?))
+            """,
+            (raffle, json.dumps([*draws, *lasts])),
+        ).fetchone()
+        cells = {int(position): number for position, number in json.loads(displaced).items()}
+        numbers = []
+        for drawn, last in zip(draws, lasts):
+            numbers.append(cells.get(drawn, drawn))
+            cells[drawn] = cells.get(last, last)
+        issued = set(numbers)
+        inserted = db.executemany(
+            """
+            INSERT INTO ticket (raffle, number, participant, salt, iterations, code_hash)
+            VALUES (?, ?, ?, ?, ?, ?)
+            ON CONFLICT (raffle, participant) DO NOTHING
+            """,
+            ((raffle, number, *request) for number, request in zip(numbers, asking)),
+        ).rowcount
+        available -= inserted
+        if inserted < len(asking):
+            rows = db.execute(
+                """
+                SELECT number
+                FROM ticket
+                WHERE raffle = ? AND number IN (SELECT value FROM json_each(?))
+                """,
+                (raffle, json.dumps(numbers)),
+            ).fetchall()
+            issued = {number for (number,) in rows}
+            # The numbers that those got who have participated go back to the end of the array.
+            returned = (number for number in numbers if number not in issued)
+            cells.update(zip(range(available, 0, -1), returned))
+        db.execute(
+            """
+            DELETE FROM displaced
+            WHERE raffle = ? AND position > ?
+            """,
+            (raffle, available),
+        )
+        db.execute(
+            """
+            INSERT INTO displaced (raffle, position, ticket_number)
+            SELECT ?, CAST(key AS INTEGER), value
+            FROM json_each(?)
+            WHERE true
+            ON CONFLICT (raffle, position) DO UPDATE SET ticket_number = excluded.ticket_number
+            """,
+            (raffle, json.dumps({position: number for position, number in cells.items() if position <= available})),
+        )
+        outcomes += [number if number in issued else AlreadyParticipated() for number in numbers]
+    db.execute(
+        """
+        UPDATE raffle
+        SET available_tickets = ?
+        WHERE sequence = ?
+        """,
+        (available, raffle),
+    )
+    return outcomes + [TicketsNoLongerAvailable() for _ in requests[len(outcomes) :]]
+
+
+def _draw_winners(db, raffle_id, requests):
+    raffle, total, available, drawn = _only(
+        db.execute(
+            """
+            SELECT sequence, total_tickets, available_tickets, winners_drawn
+            FROM raffle
+            WHERE id = ?
+            """,
+            (raffle_id,),
+        ).fetchall()
+    )
+    if drawn:
+        raise WinnersAlreadyDrawn
+    if available:
+        raise TicketsStillAvailable
+    prizes = db.execute(
+        """
+        SELECT position, name, amount
+        FROM prize
+        WHERE raffle = ?
+        ORDER BY position
+        """,
+        (raffle,),
+    ).fetchall()
+    numbers = secrets.SystemRandom().sample(range(1, total + 1), sum(amount for _, _, amount in prizes))
+
+    def wins():
+        won = (prize for *prize, amount in prizes for _ in range(amount))
+        return ((place, number, *prize) for place, (number, prize) in enumerate(zip(numbers, won), 1))
+
+    db.executemany(
+        """
+        INSERT INTO win (raffle, position, ticket_number, prize)
+        VALUES (?, ?, ?, ?)
+        """,
+        ((raffle, place, number, prize) for place, number, prize, _ in wins()),
+    )
+    db.execute(
+        """
+        UPDATE raffle
+        SET winners_drawn = 1
+        WHERE sequence = ?
+        """,
+        (raffle,),
+    )
+    first = ((place, number, name) for place, number, _, name in itertools.islice(wins(), MAX_WINS_PER_PAGE + 1))
+    # Who asked for the draw at the same instant comes too late.
+    return [_page_of_wins(first, MAX_WINS_PER_PAGE), *(WinnersAlreadyDrawn() for _ in requests[1:])]
 
 
 def _only(rows):

@@ -30,6 +30,11 @@ def participant(n):
     return n.to_bytes(4, "big")
 
 
+def write(store, job):
+    """Have the writing thread call `job(connection)`."""
+    return store._write(lambda db, _, requests: [job(db)], "none")
+
+
 def together(store, jobs):
     """Have the jobs wait for the writer at the same instant, and return what became of each."""
     busy, go_on = threading.Event(), threading.Event()
@@ -45,11 +50,11 @@ def together(store, jobs):
             return type(error)
 
     with ThreadPoolExecutor(len(jobs) + 1) as pool:
-        first = pool.submit(store._write, occupy)
+        first = pool.submit(write, store, occupy)
         assert busy.wait(30)
         outcomes = [pool.submit(run, job) for job in jobs]
         with store._changed:
-            assert store._changed.wait_for(lambda: len(store._waiting) == len(jobs), 30)
+            assert store._changed.wait_for(lambda: sum(map(len, store._waiting.values())) == len(jobs), 30)
         go_on.set()
         first.result()
         return [outcome.result() for outcome in outcomes]
@@ -58,7 +63,7 @@ def together(store, jobs):
 def count_commits(store, monkeypatch):
     batches = []
     commit = store._commit
-    monkeypatch.setattr(store, "_commit", lambda jobs: batches.append(len(jobs)) or commit(jobs))
+    monkeypatch.setattr(store, "_commit", lambda batch: batches.append(sum(map(len, batch.values()))) or commit(batch))
     return batches
 
 
@@ -80,7 +85,7 @@ def test_a_write_that_is_refused_or_fails_does_no_harm_to_its_neighbours(store, 
     def join(n):
         return lambda: store.issue_ticket(raffle_id, participant(n))["ticket_number"]
 
-    jobs = [join(1), lambda: store._write(fail), join(1), lambda: store.draw_winners(raffle_id), join(2)]
+    jobs = [join(1), lambda: write(store, fail), join(1), lambda: store.draw_winners(raffle_id), join(2)]
     outcomes = together(store, jobs)
     refusals = [outcome for outcome in outcomes if isinstance(outcome, type)]
     assert sorted(error.__name__ for error in refusals) == [
@@ -103,7 +108,7 @@ def test_nobody_is_answered_with_success_if_the_transaction_is_undone(store, loo
     def join(n):
         return lambda: store.issue_ticket(raffle_id, participant(n))
 
-    outcomes = together(store, [join(1), lambda: store._write(undo_everything), join(2)])
+    outcomes = together(store, [join(1), lambda: write(store, undo_everything), join(2)])
     assert outcomes == [storage.StorageUnavailable] * 3
     assert look("SELECT * FROM ticket") == []
     store.issue_ticket(raffle_id, participant(1))
@@ -111,8 +116,8 @@ def test_nobody_is_answered_with_success_if_the_transaction_is_undone(store, loo
 
 def test_a_write_for_which_the_disk_is_too_full_is_unavailable_and_the_rest_goes_on(store, look):
     raffle_id = store.create_raffle("Fair", 3, ONE_PRIZE)["id"]
-    pages = store._write(lambda db: db.execute("PRAGMA page_count").fetchone()[0])
-    store._write(lambda db: db.execute(f"PRAGMA max_page_count = {pages}").fetchone())
+    pages = write(store, lambda db: db.execute("PRAGMA page_count").fetchone()[0])
+    write(store, lambda db: db.execute(f"PRAGMA max_page_count = {pages}").fetchone())
     many = [{"name": "x" * 200, "amount": 1}] * 200
     outcomes = together(
         store,
@@ -125,7 +130,7 @@ def test_a_write_for_which_the_disk_is_too_full_is_unavailable_and_the_rest_goes
     assert outcomes[0] == storage.StorageUnavailable
     assert look("SELECT count(*) FROM ticket") == [(kept,)]
     assert look("SELECT count(*) FROM raffle") == [(1,)]
-    store._write(lambda db: db.execute("PRAGMA max_page_count = 1000000").fetchone())
+    write(store, lambda db: db.execute("PRAGMA max_page_count = 1000000").fetchone())
     store.create_raffle("Fair", 200, many)
     store.issue_ticket(raffle_id, participant(2))
     assert look("PRAGMA integrity_check") == [("ok",)]
@@ -141,7 +146,7 @@ def test_a_commit_that_fails_is_answered_with_no_success_and_the_next_one_works(
     def join(n):
         return lambda: store.issue_ticket(raffle_id, participant(n))
 
-    outcomes = together(store, [join(1), lambda: store._write(owe_a_reference), join(2)])
+    outcomes = together(store, [join(1), lambda: write(store, owe_a_reference), join(2)])
     assert outcomes == [storage.StorageUnavailable] * 3
     assert look("SELECT * FROM ticket") == []
     store.issue_ticket(raffle_id, participant(1))
@@ -192,14 +197,14 @@ def test_the_schema_refuses_what_the_rules_forbid(store, sql):
     store.issue_ticket(raffle_id, participant(1))
     store.issue_ticket(raffle_id, participant(2))
     store.draw_winners(raffle_id)
-    store._write(lambda db: db.execute("UPDATE win SET ticket_number = 1"))
+    write(store, lambda db: db.execute("UPDATE win SET ticket_number = 1"))
     with pytest.raises(sqlite3.IntegrityError):
-        store._write(lambda db: db.execute(sql))
+        write(store, lambda db: db.execute(sql))
 
 
 def test_every_commit_reaches_the_disk_before_it_is_answered(store):
     pragmas = {
-        name: store._write(lambda db, name=name: db.execute(f"PRAGMA {name}").fetchone()[0])
+        name: write(store, lambda db, name=name: db.execute(f"PRAGMA {name}").fetchone()[0])
         for name in ("journal_mode", "synchronous", "foreign_keys")
     }
     assert pragmas == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
@@ -250,7 +255,7 @@ def test_threads_that_come_and_go_leave_no_connections_behind(store):
 
 def test_an_application_that_is_collected_while_it_writes_ends_as_well(database):
     store = Storage(database)
-    store._write(lambda db: store.close())
+    write(store, lambda db: store.close())
     store._thread.join(30)
     assert [file.name for file in database.parent.iterdir()] == ["raffle.db"]
 
