@@ -8,12 +8,15 @@ import json
 import logging
 import os
 import re
+import signal
 import sys
+import time
 import weakref
 from contextlib import closing
 
 import waitress
 from bottle import Bottle, HTTPError, request, response
+from waitress import wasyncore
 
 import storage
 
@@ -374,6 +377,33 @@ def create_app(database=None, manager_ips=None):
     return app
 
 
+def run(server):
+    """Run the waitress server until SIGTERM or SIGINT; then answer what has arrived, for up to 5 seconds.
+
+    server.run() would leave its loop at once, and with it what is still to be sent.
+    """
+    stopping = []
+
+    def stop(signum, frame):
+        stopping.append(signum)
+        server.pull_trigger()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    while not stopping:
+        wasyncore.loop(timeout=1, use_poll=True, map=server._map, count=1)
+    # The socket alone: the server's own close() would take the workers' way to wake the loop with it.
+    wasyncore.dispatcher.close(server)
+    deadline = time.monotonic() + 5
+    while server.active_channels and time.monotonic() < deadline:
+        for channel in list(server.active_channels.values()):
+            if not channel.requests and not channel.total_outbufs_len:
+                channel.handle_close()
+        wasyncore.loop(timeout=0.1, use_poll=True, map=server._map, count=1)
+    server.task_dispatcher.shutdown(timeout=2)
+    wasyncore.close_all(server._map)
+
+
 def main():
     """Serve the application with waitress, as the environment says."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
@@ -413,7 +443,7 @@ def main():
             sys.exit(f"RAFFLE_LISTEN: {listen}: {error.strerror}")
         host = f"[{server.effective_host}]" if ":" in server.effective_host else server.effective_host
         print(f"Listening on http://{host}:{server.effective_port}", flush=True)
-        server.run()
+        run(server)
 
 
 if __name__ == "__main__":

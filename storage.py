@@ -121,6 +121,7 @@ class Storage:
             raise DatabaseRefused(f"{path} cannot be opened: {error}") from error
         self._readers = []
         self._waiting = {}
+        self._available = True
         self._closing = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._write_batches, name="raffle-writer", daemon=True)
@@ -357,8 +358,9 @@ class Storage:
         answers = [answer for group in batch.values() for _, answer in group]
         try:
             outcomes = self._commit(batch)
+            self._set_available(True)
         except Exception as error:
-            log.error("%d writes were undone: %s", len(answers), error)
+            self._set_available(False, error)
             with suppress(sqlite3.Error):
                 self._writer.execute("ROLLBACK")
             outcomes = [StorageUnavailable() for _ in answers]
@@ -376,18 +378,22 @@ class Storage:
             db.execute("SAVEPOINT action")
             try:
                 outcomes += action(db, raffle_id, [request for request, _ in group])
+            except sqlite3.OperationalError:
+                # A full disk or an I/O error is everybody's, and may have undone the whole transaction.
+                raise
             except Exception as error:
-                # A full disk or an I/O error may have undone the whole transaction: then nothing was kept.
-                if not db.in_transaction:
-                    raise
                 db.execute("ROLLBACK TO action")
-                if isinstance(error, sqlite3.OperationalError):
-                    log.error("%d writes were undone: %s", len(group), error)
-                    error = StorageUnavailable()
                 outcomes += [error] * len(group)
             db.execute("RELEASE action")
         db.execute("COMMIT")
         return outcomes
+
+    def _set_available(self, available, error=None):
+        if available != self._available:
+            self._available = available
+            log.log(*(logging.INFO, "Writes go on") if available else (logging.ERROR, "Writes fail: %s", error))
+            # Who finds the file locked waits for it, but not everybody in turn: reads need the threads.
+            self._writer.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT * 1000 * available:.0f}")
 
 
 def _insert_raffle(db, raffle_id, requests):

@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -100,6 +101,8 @@ class Server:
         finally:
             connection.close()
 
-    def stop(self):
-        self.process.terminate()
+    def stop(self, how=signal.SIGTERM):
+        """End the process with a signal, and return its exit code."""
+        self.process.send_signal(how)
         self.process.communicate(timeout=30)
+        return self.process.returncode

@@ -1,7 +1,6 @@
 import base64
 import json
 import logging
-import signal
 
 import pytest
 from helpers import Client, assert_problem
@@ -45,8 +44,7 @@ def test_neither_the_database_nor_its_wal_nor_the_log_holds_a_code(serve, tmp_pa
         wrong = {**ticket, "ticket_number": ticket["ticket_number"] % 20 + 1}
         assert server.request("POST", f"{raffle}verify-ticket/", wrong)[0] == 400
     wal = tmp_path.joinpath("raffle.db-wal").read_bytes()
-    server.process.send_signal(signal.SIGINT)
-    assert server.process.wait(30) == 0
+    assert server.stop() == 0
     assert {file.name for file in tmp_path.iterdir()} == {"raffle.db", "log"}
     database, log = tmp_path.joinpath("raffle.db").read_bytes(), server.log.read_bytes()
     # The search finds what is there: the address of a participant, the name of a prize, a line of the log.

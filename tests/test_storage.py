@@ -3,7 +3,7 @@ import sqlite3
 import stat
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 
 import pytest
 from helpers import ONE_PRIZE
@@ -114,7 +114,7 @@ def test_nobody_is_answered_with_success_if_the_transaction_is_undone(store, loo
     store.issue_ticket(raffle_id, participant(1))
 
 
-def test_a_write_for_which_the_disk_is_too_full_is_unavailable_and_the_rest_goes_on(store, look):
+def test_writes_for_which_the_disk_is_too_full_are_unavailable_until_it_is_not(store, look):
     raffle_id = store.create_raffle("Fair", 3, ONE_PRIZE)["id"]
     pages = write(store, lambda db: db.execute("PRAGMA page_count").fetchone()[0])
     write(store, lambda db: db.execute(f"PRAGMA max_page_count = {pages}").fetchone())
@@ -126,14 +126,38 @@ def test_a_write_for_which_the_disk_is_too_full_is_unavailable_and_the_rest_goes
             lambda: store.issue_ticket(raffle_id, participant(1))["raffle_id"],
         ],
     )
-    kept = outcomes.count(raffle_id)
-    assert outcomes[0] == storage.StorageUnavailable
-    assert look("SELECT count(*) FROM ticket") == [(kept,)]
+    assert outcomes == [storage.StorageUnavailable] * 2
+    assert look("SELECT count(*) FROM ticket") == [(0,)]
     assert look("SELECT count(*) FROM raffle") == [(1,)]
     write(store, lambda db: db.execute("PRAGMA max_page_count = 1000000").fetchone())
     store.create_raffle("Fair", 200, many)
-    store.issue_ticket(raffle_id, participant(2))
+    store.issue_ticket(raffle_id, participant(1))
     assert look("PRAGMA integrity_check") == [("ok",)]
+
+
+def test_a_database_made_read_only_is_unavailable_to_writes_until_it_is_not(store, look):
+    raffle_id = store.create_raffle("Fair", 3, ONE_PRIZE)["id"]
+    store._writer.execute("PRAGMA query_only = ON")
+    for _ in range(2):
+        with pytest.raises(storage.StorageUnavailable):
+            store.issue_ticket(raffle_id, participant(1))
+        assert store.get_raffle(raffle_id)["available_tickets"] == 3
+    store._writer.execute("PRAGMA query_only = OFF")
+    store.issue_ticket(raffle_id, participant(1))
+    assert look("SELECT available_tickets FROM raffle") == [(2,)]
+
+
+def test_a_file_that_stays_locked_is_waited_for_only_once(database, monkeypatch):
+    monkeypatch.setattr(storage, "BUSY_TIMEOUT", 0.01)
+    with closing(Storage(database)) as store, closing(sqlite3.connect(database)) as other:
+        raffle_id = store.create_raffle("Fair", 3, ONE_PRIZE)["id"]
+        timeouts = []
+        for statement in ("BEGIN IMMEDIATE", "SELECT 1", "ROLLBACK"):
+            other.execute(statement)
+            with suppress(storage.StorageUnavailable):
+                store.issue_ticket(raffle_id, participant(len(timeouts)))
+            timeouts.append(store._writer.execute("PRAGMA busy_timeout").fetchone()[0])
+        assert timeouts == [0, 0, 10]
 
 
 def test_a_commit_that_fails_is_answered_with_no_success_and_the_next_one_works(store, look):
@@ -150,6 +174,27 @@ def test_a_commit_that_fails_is_answered_with_no_success_and_the_next_one_works(
     assert outcomes == [storage.StorageUnavailable] * 3
     assert look("SELECT * FROM ticket") == []
     store.issue_ticket(raffle_id, participant(1))
+
+
+ASKING_TOGETHER = [
+    ([1, 1, 2, 1, 2], "ticket again ticket again again"),
+    ([3, 2, 1, 3, 3, 4, 4, 1], "ticket again again again again ticket again again"),
+    ([2, 5, 5, 1, 3, 6, 6, 7], "again ticket again again again ticket gone gone"),
+]
+
+
+def test_those_who_ask_together_get_what_they_would_get_one_after_the_other(store, look):
+    for _ in range(50):
+        raffle_id = store.create_raffle("Fair", 6, ONE_PRIZE)["id"]
+        numbers = []
+        for participants, expected in ASKING_TOGETHER:
+            requests = [(participant(n), b"", 1, b"") for n in participants]
+            outcomes = write(store, lambda db, i=raffle_id, r=requests: storage._issue_tickets(db, i, r))
+            refusals = {storage.AlreadyParticipated: "again", storage.TicketsNoLongerAvailable: "gone"}
+            assert " ".join(refusals.get(type(outcome), "ticket") for outcome in outcomes) == expected
+            numbers += [outcome for outcome in outcomes if isinstance(outcome, int)]
+        assert sorted(numbers) == [1, 2, 3, 4, 5, 6]
+    assert look("SELECT count(*) FROM displaced") == [(0,)]
 
 
 def test_a_new_raffle_has_no_rows_for_its_tickets(store, look):
