@@ -33,6 +33,7 @@ SCHEMA = Path(__file__).with_name("schema.sql")
 APPLICATION_ID = 0x5261666C
 SCHEMA_VERSION = 1
 OLDEST_SQLITE = (3, 37)  # STRICT tables
+WINS_PER_STATEMENT = 10_000
 BUSY_TIMEOUT = 2  # seconds to wait for another program's lock on the file
 
 log = logging.getLogger("raffle")
@@ -112,6 +113,8 @@ class Storage:
                 # A ticket that has been answered survives a loss of power: NORMAL might
                 # undo the last commits, and the same number would be given out twice.
                 self._writer.execute("PRAGMA synchronous = FULL")
+                # In KiB: holds the indexes of a raffle of a million tickets.
+                self._writer.execute("PRAGMA cache_size = -65536")
                 if is_new:
                     self._writer.executescript(SCHEMA.read_text(encoding="utf-8"))
                 on_failure.pop_all()
@@ -171,26 +174,19 @@ class Storage:
 
     def get_raffle(self, raffle_id):
         """Return the raffle as a dict, its prizes in the manager's order. Raises RaffleNotFound."""
-        sequence, *columns = _only(
-            self._read(
-                """
-            SELECT sequence, id, name, total_tickets, available_tickets, winners_drawn, created_at
-            FROM raffle
-            WHERE id = ?
-            """,
-                raffle_id,
-            )
-        )
-        prizes = self._read(
+        rows = self._read(
             """
-            SELECT name, amount
-            FROM prize
-            WHERE raffle = ?
-            ORDER BY position
+            SELECT raffle.id, raffle.name, total_tickets, available_tickets, winners_drawn, created_at,
+                   prize.name, prize.amount
+            FROM raffle
+            JOIN prize ON prize.raffle = raffle.sequence
+            WHERE raffle.id = ?
+            ORDER BY prize.position
             """,
-            sequence,
+            raffle_id,
         )
-        return {**_raffle(*columns), "prizes": [{"name": name, "amount": amount} for name, amount in prizes]}
+        *columns, _, _ = _only(rows[:1])
+        return {**_raffle(*columns), "prizes": [{"name": name, "amount": amount} for *_, name, amount in rows]}
 
     def issue_ticket(self, raffle_id, participant):
         """Give the participant a ticket: its number, uniform among those left, and its verification code.
@@ -211,7 +207,35 @@ class Storage:
         Returns the longest first page that `list_winners` would return.
         Raises RaffleNotFound, WinnersAlreadyDrawn, TicketsStillAvailable.
         """
-        return self._write(_draw_winners, raffle_id)
+        raffle, total, available, drawn = _only(
+            self._read(
+                """
+                SELECT sequence, total_tickets, available_tickets, winners_drawn
+                FROM raffle
+                WHERE id = ?
+                """,
+                raffle_id,
+            )
+        )
+        if drawn:
+            raise WinnersAlreadyDrawn
+        if available:
+            raise TicketsStillAvailable
+        prizes = self._read(
+            """
+            SELECT position, name, amount
+            FROM prize
+            WHERE raffle = ?
+            ORDER BY position
+            """,
+            raffle,
+        )
+        # Not in the writing thread, which others wait for meanwhile.
+        numbers = secrets.SystemRandom().sample(range(1, total + 1), sum(amount for _, _, amount in prizes))
+        self._write(_record_wins, raffle_id, (raffle, prizes, numbers))
+        names = (name for _, name, amount in prizes for _ in range(amount))
+        wins = zip(itertools.count(1), numbers, names)
+        return _page_of_wins(itertools.islice(wins, MAX_WINS_PER_PAGE + 1), MAX_WINS_PER_PAGE)
 
     def list_winners(self, raffle_id, limit, cursor=None):
         """Return a page of wins in the order of the prizes, and the cursor of the next page or None.
@@ -310,23 +334,28 @@ class Storage:
         return False
 
     def _read(self, sql, *values):
+        if self._closing:
+            raise StorageUnavailable
         try:
-            with self._changed:
-                if self._closing:
-                    raise StorageUnavailable
-                reader = self._readers.pop() if self._readers else self._connect("ro")
+            try:
+                reader = self._readers.pop()
+            except IndexError:
+                reader = self._connect("ro")
             try:
                 # Fetched to the end: a cursor left open would hold back checkpoints.
                 return reader.execute(sql, values).fetchall()
             finally:
-                with self._changed:
-                    if self._closing:
-                        reader.close()
-                    else:
-                        self._readers.append(reader)
+                self._readers.append(reader)
+                if self._closing:
+                    self._close_readers()
         except sqlite3.OperationalError as error:
             log.error("The database cannot be read: %s", error)
             raise StorageUnavailable from error
+
+    def _close_readers(self):
+        with suppress(IndexError):
+            while True:
+                self._readers.pop().close()
 
     def _write(self, action, raffle_id, request=None):
         """Have the writing thread run `action`, and return or raise its outcome once that is committed.
@@ -351,8 +380,8 @@ class Storage:
                 if not batch:
                     break
             self._write_batch(batch)
-        for connection in (*self._readers, self._writer):
-            connection.close()
+        self._close_readers()
+        self._writer.close()
 
     def _write_batch(self, batch):
         answers = [answer for group in batch.values() for _, answer in group]
@@ -506,54 +535,33 @@ def _issue_tickets(db, raffle_id, requests):
     return outcomes + [TicketsNoLongerAvailable() for _ in requests[len(outcomes) :]]
 
 
-def _draw_winners(db, raffle_id, requests):
-    raffle, total, available, drawn = _only(
-        db.execute(
-            """
-            SELECT sequence, total_tickets, available_tickets, winners_drawn
-            FROM raffle
-            WHERE id = ?
-            """,
-            (raffle_id,),
-        ).fetchall()
-    )
-    if drawn:
-        raise WinnersAlreadyDrawn
-    if available:
-        raise TicketsStillAvailable
-    prizes = db.execute(
-        """
-        SELECT position, name, amount
-        FROM prize
-        WHERE raffle = ?
-        ORDER BY position
-        """,
-        (raffle,),
-    ).fetchall()
-    numbers = secrets.SystemRandom().sample(range(1, total + 1), sum(amount for _, _, amount in prizes))
-
-    def wins():
-        won = (prize for *prize, amount in prizes for _ in range(amount))
-        return ((place, number, *prize) for place, (number, prize) in enumerate(zip(numbers, won), 1))
-
-    db.executemany(
-        """
-        INSERT INTO win (raffle, position, ticket_number, prize)
-        VALUES (?, ?, ?, ?)
-        """,
-        ((raffle, place, number, prize) for place, number, prize, _ in wins()),
-    )
-    db.execute(
+def _record_wins(db, raffle_id, requests):
+    # Of several draws at the same instant the first one counts.
+    raffle, prizes, numbers = requests[0]
+    drawn = db.execute(
         """
         UPDATE raffle
         SET winners_drawn = 1
-        WHERE sequence = ?
+        WHERE sequence = ? AND winners_drawn = 0
         """,
         (raffle,),
-    )
-    first = ((place, number, name) for place, number, _, name in itertools.islice(wins(), MAX_WINS_PER_PAGE + 1))
-    # Who asked for the draw at the same instant comes too late.
-    return [_page_of_wins(first, MAX_WINS_PER_PAGE), *(WinnersAlreadyDrawn() for _ in requests[1:])]
+    ).rowcount
+    if not drawn:
+        raise WinnersAlreadyDrawn
+    start = 0
+    for prize, _, amount in prizes:
+        end = start + amount
+        for first in range(start, end, WINS_PER_STATEMENT):
+            db.execute(
+                """
+                INSERT INTO win (raffle, position, ticket_number, prize)
+                SELECT ?, ? + key, value, ?
+                FROM json_each(?)
+                """,
+                (raffle, first + 1, prize, json.dumps(numbers[first : min(first + WINS_PER_STATEMENT, end)])),
+            )
+        start = end
+    return [None, *(WinnersAlreadyDrawn() for _ in requests[1:])]
 
 
 def _only(rows):

@@ -69,14 +69,14 @@ def assert_problem(response, detail=None):
 
 
 class Server:
-    """`python raffle.py` in a process of its own, on a free port, its log in a file."""
+    """`python raffle.py`, or another program, in a process of its own, on a free port, its log in a file."""
 
-    def __init__(self, directory, **environment):
+    def __init__(self, directory, program=("raffle.py",), **environment):
         self.log = directory / "log"
         settings = {"RAFFLE_LISTEN": "127.0.0.1:0", "RAFFLE_DATABASE": str(directory / "raffle.db"), **environment}
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "raffle.py"],
+                [sys.executable, *program],
                 cwd=ROOT,
                 env={**os.environ, "MANAGER_IPS": "127.0.0.1", **settings},
                 stdout=subprocess.PIPE,

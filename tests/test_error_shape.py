@@ -100,14 +100,16 @@ def test_storage_that_cannot_be_written_is_unavailable_and_keeps_nothing(databas
     monkeypatch.setattr(storage, "BUSY_TIMEOUT", 0.01)
     with closing(raffle.create_app(database, MANAGER)) as app, closing(sqlite3.connect(database)) as other:
         client = Client(app)
-        path = client.new_raffle(total_tickets=1)
+        path, sold_out = client.new_raffle(total_tickets=1), client.new_raffle(total_tickets=1)
+        client.sell_out(sold_out)
         other.execute("BEGIN IMMEDIATE")
-        refused = [client.create(status=503), client.participate(path, status=503), client.draw(path, status=503)]
+        refused = [client.create(status=503), client.participate(path, status=503), client.draw(sold_out, status=503)]
         for response in refused:
             assert_problem(response)
             assert int(response.headers["Retry-After"]) >= 1
-        assert len(client.get("/raffles/").json) == 1
+        assert len(client.get("/raffles/").json) == 2
         other.execute("ROLLBACK")
+        client.draw(sold_out)
         assert client.get(path).json["available_tickets"] == 1
         client.participate(path)
 
@@ -119,10 +121,12 @@ def test_what_has_been_kept_is_never_answered_as_unavailable(client, monkeypatch
     def unavailable(*arguments):
         raise storage.StorageUnavailable
 
-    monkeypatch.setattr(storage.Storage, "_read", unavailable)
-    assert_problem(client.get(raffle, status=503))
-    client.create(status=201)
-    assert len(client.draw(raffle, status=201).json) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(storage.Storage, "_read", unavailable)
+        assert_problem(client.get(raffle, status=503))
+        client.create(status=201)
+        client.draw(raffle, status=503)
+    client.draw(raffle, status=201)
 
 
 def test_another_host_is_misdirected(database, monkeypatch):

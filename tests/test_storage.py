@@ -226,7 +226,7 @@ def test_winners_do_not_exist_before_the_draw(store, look):
         "INSERT INTO win VALUES (1, 2, 1, 1)",  # a second prize for a ticket
         "INSERT INTO win VALUES (1, 1, 2, 1)",  # a second draw
         "INSERT INTO win VALUES (1, 2, 2, 9)",  # a prize that does not exist
-        "INSERT INTO win VALUES (1, 2, 3, 1)",  # a ticket that does not exist
+        "INSERT INTO win VALUES (1, 2, 0, 1)",  # no ticket
         "INSERT INTO ticket VALUES (1, 1, x'7f000009', x'00', 1, x'00')",  # a number twice
         "INSERT INTO ticket VALUES (1, 3, x'00000001', x'00', 1, x'00')",  # a participant twice
         "INSERT INTO ticket VALUES (1, 3, x'0001', x'00', 1, x'00')",  # no address
