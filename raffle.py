@@ -101,7 +101,7 @@ SETTINGS = {
     "MANAGER_IPS": (_networks, []),
     "RAFFLE_DATABASE": (str, "raffle.db"),
     "RAFFLE_LISTEN": (_listen, "127.0.0.1:8080"),
-    "RAFFLE_THREADS": (_integer(1, 1000), 16),
+    "RAFFLE_THREADS": (_integer(1, 1000), 48),
     "RAFFLE_TRUSTED_PROXY": (_address, None),
     "RAFFLE_TRUSTED_PROXY_COUNT": (_integer(1, 100), 1),
     "RAFFLE_HOSTS": (_hosts, None),
