@@ -198,8 +198,9 @@ class Storage:
         is returned here and never again; only its hash is kept.
         Raises RaffleNotFound, TicketsNoLongerAvailable, AlreadyParticipated.
         """
-        code = _new_code()
-        salt = secrets.token_bytes(16)
+        # One call of the system instead of two: under load each costs a wait for the interpreter lock.
+        randomness = secrets.token_bytes(CODE_BYTES + SALT_BYTES)
+        code, salt = _code(randomness[:CODE_BYTES]), randomness[CODE_BYTES:]
         code_hash = _hash_code(code.translate(CANONICAL), salt, ITERATIONS)
         number = self._write(_issue_tickets, raffle_id, (participant, salt, ITERATIONS, code_hash))
         return {"raffle_id": raffle_id, "ticket_number": number, "verification_code": code}
@@ -472,7 +473,8 @@ def _issue_tickets(db, raffle_id, requests):
     while available and len(outcomes) < len(requests):
         asking = requests[len(outcomes) : len(outcomes) + available]
         lasts = range(available, available - len(asking), -1)
-        draws = [secrets.randbelow(last) + 1 for last in lasts]
+        words = _random_words(len(asking))
+        draws = [_draw(words, last) for last in lasts]
         (displaced,) = db.execute(
             """
             SELECT json_group_object(position, ticket_number)
@@ -539,20 +541,29 @@ def _issue_tickets(db, raffle_id, requests):
 
 
 def _sample(total, amount):
-    # The same shuffle as that of the tickets, carried out as far as there are prizes. Randomness comes in
-    # blocks: a call of the system for each number would take most of the time of a large draw.
-    words = itertools.chain.from_iterable(array("Q", secrets.token_bytes(2**16)) for _ in itertools.count())
+    # The same shuffle as that of the tickets, carried out as far as there are prizes.
+    words = _random_words(8192)
     displaced = {}
     numbers = []
     for last in range(total, total - amount, -1):
-        # The words past the last multiple would make the low remainders likelier.
-        word = next(words)
-        while word >= 2**64 - 2**64 % last:
-            word = next(words)
-        drawn = word % last + 1
+        drawn = _draw(words, last)
         numbers.append(displaced.get(drawn, drawn))
         displaced[drawn] = displaced.pop(last, last)
     return numbers
+
+
+def _random_words(block):
+    """Yield random integers of 64 bits without end, fetched from the system `block` at a time."""
+    while True:
+        yield from array("Q", secrets.token_bytes(8 * block))
+
+
+def _draw(words, last):
+    """Return an integer from 1 to `last`, all as likely: words past the last multiple of `last` are rejected."""
+    word = next(words)
+    while word >= 2**64 - 2**64 % last:
+        word = next(words)
+    return word % last + 1
 
 
 def _record_wins(db, raffle_id, requests):
@@ -620,13 +631,13 @@ def _page_of_wins(rows, limit):
 ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 FROM_RFC_4648 = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", ALPHABET)
 CANONICAL = str.maketrans(ALPHABET.lower() + "OoIiLl", ALPHABET + "001111", "- ")
-
-
+CODE_BYTES = 15  # 120 bits
 CODE_LENGTH = 24  # characters of 5 bits
+SALT_BYTES = 16  # NIST SP 800-132 asks for 128 bits or more
 
 
-def _new_code():
-    text = base64.b32encode(secrets.token_bytes(15)).decode().translate(FROM_RFC_4648)
+def _code(secret):
+    text = base64.b32encode(secret).decode().translate(FROM_RFC_4648)
     return "-".join(text[start : start + 4] for start in range(0, CODE_LENGTH, 4))
 
 

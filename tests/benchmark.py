@@ -266,7 +266,9 @@ def measure_million(start, database):
             response = connection.getresponse()
             response.read()
             pages.append(time.perf_counter() - began)
-            before = before or memory(server, "VmRSS")
+            # Every thread that serves its first long page keeps some memory.
+            if len(pages) == 50:
+                before = memory(server, "VmRSS")
             link = re.match(r"<(.*)>", response.headers.get("Link", ""))
             path = link and link[1]
     grown = memory(server, "VmRSS") - before
@@ -274,7 +276,7 @@ def measure_million(start, database):
     show(
         f"list a million wins in {len(pages)} pages",
         f"{sum(pages):.1f} s",
-        f"memory grows by {grown:.0f} MiB",
+        f"memory grows by {grown:.0f} MiB from the 50th page on",
         f"last pages {last / first:.2f} of the first",
     )
 

@@ -46,7 +46,7 @@ def test_no_ticket_is_verified_with_the_code_of_another(client, raffle, tickets)
     ],
 )
 def test_a_code_is_read_leniently(client, raffle, monkeypatch, spelling):
-    monkeypatch.setattr("storage._new_code", lambda: "01AB-CDEF-GHJK-MNPQ-RSTV-WXYZ")
+    monkeypatch.setattr("storage._code", lambda _: "01AB-CDEF-GHJK-MNPQ-RSTV-WXYZ")
     tickets = client.sell_out(raffle)
     client.draw(raffle)
     client.verify(raffle, {**tickets[0], "verification_code": spelling}, status=200)
