@@ -379,7 +379,9 @@ def create_app(database=None, manager_ips=None):
 
 
 def run(server):
-    """Run the waitress server until SIGTERM or SIGINT; then answer what has arrived, for up to 5 seconds.
+    """Say where the waitress server listens, and run it until SIGTERM or SIGINT.
+
+    Then what has arrived is answered, for up to 5 seconds.
 
     server.run() would leave its loop at once, and with it what is still to be sent.
     """
@@ -391,6 +393,8 @@ def run(server):
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
+    host = f"[{server.effective_host}]" if ":" in server.effective_host else server.effective_host
+    print(f"Listening on http://{host}:{server.effective_port}", flush=True)
     while not stopping:
         wasyncore.loop(timeout=1, use_poll=True, map=server._map, count=1)
     # The socket alone: the server's own close() would take the workers' way to wake the loop with it.
@@ -442,8 +446,6 @@ def main():
             )
         except OSError as error:
             sys.exit(f"RAFFLE_LISTEN: {listen}: {error.strerror}")
-        host = f"[{server.effective_host}]" if ":" in server.effective_host else server.effective_host
-        print(f"Listening on http://{host}:{server.effective_port}", flush=True)
         run(server)
 
 

@@ -150,7 +150,6 @@ class Storage:
         """
         raffle_id = str(uuid.uuid4())
         created_at = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-
         self._write(_insert_raffle, raffle_id, (name, total_tickets, prizes, created_at))
         raffle = _raffle(raffle_id, name, total_tickets, total_tickets, False, created_at)
         return {**raffle, "prizes": [{"name": prize["name"], "amount": prize["amount"]} for prize in prizes]}
