@@ -17,6 +17,7 @@ from contextlib import closing
 import waitress
 from bottle import Bottle, HTTPError, request, response
 from waitress import wasyncore
+from waitress.channel import HTTPChannel
 
 import storage
 
@@ -102,7 +103,7 @@ SETTINGS = {
     "RAFFLE_DATABASE": (str, "raffle.db"),
     "RAFFLE_LISTEN": (_listen, "127.0.0.1:8080"),
     # Measured: from 12 to 48 threads issue as many tickets, and on a slow disk more threads share a commit.
-    "RAFFLE_THREADS": (_integer(1, 1000), 32),
+    "RAFFLE_THREADS": (_integer(1, 200), 32),
     "RAFFLE_TRUSTED_PROXY": (_address, None),
     "RAFFLE_TRUSTED_PROXY_COUNT": (_integer(1, 100), 1),
     "RAFFLE_HOSTS": (_hosts, None),
@@ -378,6 +379,20 @@ def create_app(database=None, manager_ips=None):
     return app
 
 
+class Channel(HTTPChannel):
+    """A connection to waitress that answers the first of the requests it has got at once, and closes.
+
+    Those who send many and read no answer would else fill the buffers and hold
+    a thread for ever. HTTP allows it (RFC 9112, 9.3.2), and clients send the rest again.
+    """
+
+    def service(self):
+        with self.requests_lock:
+            if len(self.requests) > 1:
+                self.requests[0].headers["CONNECTION"] = "close"
+        super().service()
+
+
 def run(server):
     """Say where the waitress server listens, and run it until SIGTERM or SIGINT.
 
@@ -388,8 +403,9 @@ def run(server):
     stopping = []
 
     def stop(signum, frame):
-        stopping.append(signum)
-        server.pull_trigger()
+        if not stopping:
+            stopping.append(signum)
+            server.pull_trigger()
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
@@ -397,8 +413,13 @@ def run(server):
     print(f"Listening on http://{host}:{server.effective_port}", flush=True)
     while not stopping:
         wasyncore.loop(timeout=1, use_poll=True, map=server._map, count=1)
+    accepted = None
+    while accepted != len(server.active_channels):
+        accepted = len(server.active_channels)
+        server.handle_accept()
     # The socket alone: the server's own close() would take the workers' way to wake the loop with it.
     wasyncore.dispatcher.close(server)
+    wasyncore.loop(timeout=0, use_poll=True, map=server._map, count=1)
     deadline = time.monotonic() + 5
     while server.active_channels and time.monotonic() < deadline:
         for channel in list(server.active_channels.values()):
@@ -437,8 +458,8 @@ def main():
                 # With the files of the database, within the 1,024 descriptors that a process usually has.
                 connection_limit=500,
                 asyncore_use_poll=True,
-                # A response leaves in one piece, sent by the loop of waitress. With the default of 1 the worker
-                # sends the head and the body by itself, and the loop spins meanwhile: a tenth of the tickets.
+                # A short response leaves in one piece, sent by the loop of waitress. With the default of 1 the
+                # worker sends head and body by itself, and the loop spins meanwhile: a tenth of the tickets.
                 send_bytes=18000,
                 # Larger bodies than the application reads, so that it can say what is wrong with them.
                 max_request_body_size=4 * MAX_BODY,
@@ -446,6 +467,7 @@ def main():
             )
         except OSError as error:
             sys.exit(f"RAFFLE_LISTEN: {listen}: {error.strerror}")
+        server.channel_class = Channel
         run(server)
 
 

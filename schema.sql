@@ -28,7 +28,7 @@ CREATE TABLE IF NOT EXISTS prize (
     PRIMARY KEY (raffle, position)
 ) STRICT, WITHOUT ROWID;
 
--- The cells of the shuffle that do not hold their own position: see Storage.issue_ticket.
+-- The cells of the shuffle that have been displaced: see _issue_tickets in storage.py.
 CREATE TABLE IF NOT EXISTS displaced (
     raffle INTEGER NOT NULL REFERENCES raffle,
     position INTEGER NOT NULL,

@@ -127,7 +127,8 @@ class Storage:
             raise DatabaseRefused(f"{path} cannot be opened: {error}") from error
         self._readers = []
         self._waiting = {}
-        self._available = True
+        self._failing = False
+        self._drawing = threading.Lock()
         self._closing = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._write_batches, name="raffle-writer", daemon=True)
@@ -210,35 +211,37 @@ class Storage:
         Returns the longest first page that `list_winners` would return.
         Raises RaffleNotFound, WinnersAlreadyDrawn, TicketsStillAvailable.
         """
-        raffle, total, available, drawn = _only(
-            self._read(
-                """
-                SELECT sequence, total_tickets, available_tickets, winners_drawn
-                FROM raffle
-                WHERE id = ?
-                """,
-                raffle_id,
+        # One at a time: of two for the same raffle, the second finds it done before it has worked for nothing.
+        with self._drawing:
+            raffle, total, available, drawn = _only(
+                self._read(
+                    """
+                    SELECT sequence, total_tickets, available_tickets, winners_drawn
+                    FROM raffle
+                    WHERE id = ?
+                    """,
+                    raffle_id,
+                )
             )
-        )
-        if drawn:
-            raise WinnersAlreadyDrawn
-        if available:
-            raise TicketsStillAvailable
-        prizes = self._read(
-            """
-            SELECT position, name, amount
-            FROM prize
-            WHERE raffle = ?
-            ORDER BY position
-            """,
-            raffle,
-        )
-        # Not in the writing thread, which others wait for meanwhile.
-        numbers = _sample(total, sum(amount for _, _, amount in prizes))
-        self._write(_record_wins, raffle_id, (raffle, prizes, numbers))
-        names = (name for _, name, amount in prizes for _ in range(amount))
-        wins = zip(itertools.count(1), numbers, names)
-        return _page_of_wins(itertools.islice(wins, MAX_WINS_PER_PAGE + 1), MAX_WINS_PER_PAGE)
+            if drawn:
+                raise WinnersAlreadyDrawn
+            if available:
+                raise TicketsStillAvailable
+            prizes = self._read(
+                """
+                SELECT position, name, amount
+                FROM prize
+                WHERE raffle = ?
+                ORDER BY position
+                """,
+                raffle,
+            )
+            # Not in the writing thread, which others wait for meanwhile.
+            numbers = _sample(total, sum(amount for _, _, amount in prizes))
+            self._write(_record_wins, raffle_id, (raffle, prizes, numbers))
+            names = (name for _, name, amount in prizes for _ in range(amount))
+            wins = zip(itertools.count(1), numbers, names)
+            return _page_of_wins(itertools.islice(wins, MAX_WINS_PER_PAGE + 1), MAX_WINS_PER_PAGE)
 
     def list_winners(self, raffle_id, limit, cursor=None):
         """Return a page of wins in the order of the prizes, and the cursor of the next page or None.
@@ -305,7 +308,7 @@ class Storage:
         return prize
 
     def _connect(self, mode):
-        # Opened here, used by one thread, closed by another: hence check_same_thread.
+        # Used by one thread at a time, but not always by the same: hence check_same_thread.
         # No isolation level: transactions begin and end where the code says so.
         connection = sqlite3.connect(
             f"{self._path.as_uri()}?mode={mode}",
@@ -383,6 +386,7 @@ class Storage:
                 if not batch:
                     break
             self._write_batch(batch)
+            del batch  # not to be kept until the next one comes
         self._close_readers()
         self._writer.close()
 
@@ -390,12 +394,14 @@ class Storage:
         answers = [answer for group in batch.values() for _, answer in group]
         try:
             outcomes = self._commit(batch)
-            self._set_available(True)
+            failure = None
         except Exception as error:
-            self._set_available(False, error)
+            failure = error
             with suppress(sqlite3.Error):
                 self._writer.execute("ROLLBACK")
             outcomes = [StorageUnavailable() for _ in answers]
+        with suppress(sqlite3.Error):
+            self._note(failure)
         for answer, outcome in zip(answers, outcomes):
             if isinstance(outcome, Exception):
                 answer.set_exception(outcome)
@@ -420,12 +426,15 @@ class Storage:
         db.execute("COMMIT")
         return outcomes
 
-    def _set_available(self, available, error=None):
-        if available != self._available:
-            self._available = available
-            log.log(*(logging.INFO, "Writes go on") if available else (logging.ERROR, "Writes fail: %s", error))
+    def _note(self, failure):
+        if failure and not self._failing:
+            log.error("Writes fail: %s", failure)
             # Who finds the file locked waits for it, but not everybody in turn: reads need the threads.
-            self._writer.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT * 1000 * available:.0f}")
+            self._writer.execute("PRAGMA busy_timeout = 0")
+        elif self._failing and not failure:
+            log.info("Writes go on")
+            self._writer.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT * 1000:.0f}")
+        self._failing = bool(failure)
 
 
 def _insert_raffle(db, raffle_id, requests):
@@ -468,9 +477,10 @@ def _issue_tickets(db, raffle_id, requests):
             (raffle_id,),
         ).fetchall()
     )
-    outcomes = []
-    while available and len(outcomes) < len(requests):
-        asking = requests[len(outcomes) : len(outcomes) + available]
+    outcomes = [TicketsNoLongerAvailable() for _ in requests]
+    waiting = list(range(len(requests)))
+    while available and waiting:
+        asking = waiting[:available]
         lasts = range(available, available - len(asking), -1)
         words = _random_words(len(asking))
         draws = [_draw(words, last) for last in lasts]
@@ -487,29 +497,33 @@ def _issue_tickets(db, raffle_id, requests):
         for drawn, last in zip(draws, lasts):
             numbers.append(cells.get(drawn, drawn))
             cells[drawn] = cells.get(last, last)
-        issued = set(numbers)
         inserted = db.executemany(
             """
             INSERT INTO ticket (raffle, number, participant, salt, iterations, code_hash)
             VALUES (?, ?, ?, ?, ?, ?)
             ON CONFLICT (raffle, participant) DO NOTHING
             """,
-            ((raffle, number, *request) for number, request in zip(numbers, asking)),
+            ((raffle, number, *requests[index]) for index, number in zip(asking, numbers)),
         ).rowcount
-        available -= inserted
         if inserted < len(asking):
-            rows = db.execute(
+            # Some have participated before: deal again, to the others.
+            issued = db.execute(
                 """
-                SELECT number
-                FROM ticket
+                DELETE FROM ticket
                 WHERE raffle = ? AND number IN (SELECT value FROM json_each(?))
+                RETURNING number
                 """,
                 (raffle, json.dumps(numbers)),
             ).fetchall()
-            issued = {number for (number,) in rows}
-            # The numbers that those got who have participated go back to the end of the array.
-            returned = (number for number in numbers if number not in issued)
-            cells.update(zip(range(available, 0, -1), returned))
+            refused = {index for index, number in zip(asking, numbers) if (number,) not in issued}
+            waiting = [index for index in waiting if index not in refused]
+            for index in refused:
+                outcomes[index] = AlreadyParticipated()
+            continue
+        available -= inserted
+        waiting = waiting[inserted:]
+        for index, number in zip(asking, numbers):
+            outcomes[index] = number
         db.execute(
             """
             DELETE FROM displaced
@@ -527,16 +541,15 @@ def _issue_tickets(db, raffle_id, requests):
             """,
             (raffle, json.dumps({position: number for position, number in cells.items() if position <= available})),
         )
-        outcomes += [number if number in issued else AlreadyParticipated() for number in numbers]
-    db.execute(
-        """
-        UPDATE raffle
-        SET available_tickets = ?
-        WHERE sequence = ?
-        """,
-        (available, raffle),
-    )
-    return outcomes + [TicketsNoLongerAvailable() for _ in requests[len(outcomes) :]]
+        db.execute(
+            """
+            UPDATE raffle
+            SET available_tickets = ?
+            WHERE sequence = ?
+            """,
+            (available, raffle),
+        )
+    return outcomes
 
 
 def _sample(total, amount):

@@ -204,6 +204,35 @@ def test_a_file_that_another_process_locks_is_told_and_survived(serve, database)
     assert [line.split(" ", 3)[3] for line in log[1:]] == ["Writes fail: database is locked", "Writes go on"]
 
 
+def test_requests_that_arrived_before_the_order_to_stop_are_answered(serve):
+    server = serve()
+    request = b"GET /raffles/ HTTP/1.1\r\nHost: x\r\n\r\n"
+    server.process.send_signal(signal.SIGSTOP)
+    clients = [socket.create_connection((server.host, int(server.port))) for _ in range(10)]
+    for client in clients:
+        client.sendall(request)
+    for _ in range(2):
+        server.process.send_signal(signal.SIGTERM)
+    assert server.stop(signal.SIGCONT) == 0
+    for client in clients:
+        assert client.recv(12) == b"HTTP/1.1 200"
+        client.close()
+
+
+def test_clients_that_send_many_requests_and_never_read_hold_no_threads(serve, database):
+    raffle = fill(database, 10_000, [{"name": "x" * 200, "amount": 10_000}])
+    server = serve(RAFFLE_THREADS="2")
+    assert server.request("POST", f"{raffle}winners/")[0] == 201
+    clients = [socket.create_connection((server.host, int(server.port))) for _ in range(4)]
+    for client in clients:
+        client.sendall(f"GET {raffle}winners/ HTTP/1.1\r\nHost: x\r\n\r\n".encode() * 20)
+    for client in clients:
+        assert client.recv(12) == b"HTTP/1.1 200"
+    assert server.request("GET", "/raffles/")[0] == 200
+    for client in clients:
+        client.close()
+
+
 def test_clients_that_never_read_hold_neither_threads_nor_memory_nor_the_wal(serve, database):
     raffle = fill(database, 10_000, [{"name": "x" * 200, "amount": 10_000}])
     server = serve()

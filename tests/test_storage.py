@@ -197,6 +197,16 @@ def test_those_who_ask_together_get_what_they_would_get_one_after_the_other(stor
     assert look("SELECT count(*) FROM displaced") == [(0,)]
 
 
+def test_a_refusal_writes_nothing(store, look, database):
+    raffle_id = store.create_raffle("Fair", 2**53 - 1, ONE_PRIZE)["id"]
+    store.issue_ticket(raffle_id, participant(1))
+    before = look("SELECT * FROM displaced"), database.with_name("raffle.db-wal").stat().st_size
+    for _ in range(20):
+        with pytest.raises(storage.AlreadyParticipated):
+            store.issue_ticket(raffle_id, participant(1))
+    assert (look("SELECT * FROM displaced"), database.with_name("raffle.db-wal").stat().st_size) == before
+
+
 def test_a_new_raffle_has_no_rows_for_its_tickets(store, look):
     store.create_raffle("Fair", 2**53 - 1, ONE_PRIZE)
     assert look("SELECT count(*) FROM ticket") == look("SELECT count(*) FROM displaced") == [(0,)]
