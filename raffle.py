@@ -426,7 +426,7 @@ def run(server):
             if not channel.requests and not channel.total_outbufs_len:
                 channel.handle_close()
         wasyncore.loop(timeout=0.1, use_poll=True, map=server._map, count=1)
-    server.task_dispatcher.shutdown(timeout=2)
+    server.task_dispatcher.shutdown(timeout=1)
     wasyncore.close_all(server._map)
 
 
@@ -435,7 +435,7 @@ def main():
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     # A thread that has hashed a code or written a row waits this long, in seconds, for one that computes
     # to let go of the interpreter. With the default of 0.005 the writing thread would starve under load.
-    sys.setswitchinterval(0.0003)
+    sys.setswitchinterval(0.001)
     try:
         listen, threads = setting("RAFFLE_LISTEN"), setting("RAFFLE_THREADS")
         proxy, proxy_count = setting("RAFFLE_TRUSTED_PROXY"), setting("RAFFLE_TRUSTED_PROXY_COUNT")

@@ -36,6 +36,7 @@ SCHEMA_VERSION = 1
 OLDEST_SQLITE = (3, 37)  # STRICT tables
 WINS_PER_STATEMENT = 10_000
 BUSY_TIMEOUT = 2  # seconds to wait for another program's lock on the file
+CLOSE_TIMEOUT = 1  # seconds to wait for writes when the storage is closed
 
 log = logging.getLogger("raffle")
 
@@ -135,13 +136,21 @@ class Storage:
         self._thread.start()
 
     def close(self):
-        """Finish the writes that are waiting, then end the writing thread and close every connection."""
+        """Finish the writes that are waiting, then end the writing thread and close every connection.
+
+        What takes longer than CLOSE_TIMEOUT, as a draw of millions may, is undone instead.
+        """
         with self._changed:
             self._closing = True
             self._changed.notify()
         # An application that nobody refers to any more may be collected, and closed, in any thread.
         if threading.current_thread() is not self._thread:
-            self._thread.join()
+            self._thread.join(CLOSE_TIMEOUT)
+            while self._thread.is_alive():
+                with suppress(sqlite3.ProgrammingError):  # closed in this moment
+                    # Only a statement that is running is interrupted: so until one is met.
+                    self._writer.interrupt()
+                self._thread.join(0.01)
 
     def create_raffle(self, name, total_tickets, prizes):
         """Create a raffle and return it as `get_raffle` does.

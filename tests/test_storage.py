@@ -300,6 +300,26 @@ def test_closing_leaves_one_file_no_thread_and_no_way_to_write(database):
     assert [file.name for file in database.parent.iterdir()] == ["raffle.db"]
 
 
+def test_closing_undoes_a_write_that_takes_too_long(database):
+    store = Storage(database)
+    raffle_id = store.create_raffle("Fair", 1, ONE_PRIZE)["id"]
+    busy = threading.Event()
+
+    def count_for_ever(db):
+        db.execute("UPDATE raffle SET name = 'Unfair'")
+        busy.set()
+        db.execute("WITH RECURSIVE n (i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n")
+
+    with ThreadPoolExecutor(1) as pool:
+        outcome = pool.submit(write, store, count_for_ever)
+        assert busy.wait(30)
+        store.close()
+        with pytest.raises(storage.StorageUnavailable):
+            outcome.result()
+    with closing(Storage(database)) as store:
+        assert store.get_raffle(raffle_id)["name"] == "Fair"
+
+
 def test_threads_that_come_and_go_leave_no_connections_behind(store):
     for _ in range(20):
         thread = threading.Thread(target=store.list_raffles, args=(1,))
