@@ -8,8 +8,10 @@ import json
 import logging
 import os
 import re
+import resource
 import signal
 import sys
+import threading
 import time
 import weakref
 from contextlib import closing
@@ -18,11 +20,15 @@ import waitress
 from bottle import Bottle, HTTPError, request, response
 from waitress import wasyncore
 from waitress.channel import HTTPChannel
+from waitress.parser import HTTPRequestParser, ParsingError, TransferEncodingNotImplemented
+from waitress.task import ErrorTask
 
 import storage
 
 MAX_BODY = 2**20  # bytes
 MAX_NAME = 200  # characters
+STALLED = 30  # seconds that a client may let a connection rest, or take to send a request
+FORWARDING_HEADERS = ("HTTP_X_FORWARDED_FOR", "HTTP_FORWARDED", "HTTP_X_REAL_IP", "HTTP_CLIENT_IP")
 
 REFUSALS = {
     storage.RaffleNotFound: (404, "There is no raffle with this id"),
@@ -62,6 +68,8 @@ def _network(text):
 
 
 def _address(text):
+    if text.lower() == "::ffff":
+        raise ValueError("'::ffff' is what is left of an IPv4-mapped address that has been cut")
     address = ipaddress.ip_address(text)
     return getattr(address, "ipv4_mapped", None) or address
 
@@ -127,33 +135,33 @@ def setting(name, value=None):
 # What a request says
 
 
-def client_address():
-    """Return the ipaddress object the request comes from, an IPv4-mapped IPv6 address as its IPv4.
+def refuse_cross_site():
+    """Raise HTTPError 403 if a browser sends this request for a page of another site.
 
-    Only REMOTE_ADDR counts: waitress puts there what a trusted proxy says. Raises HTTPError 400.
+    An address is the only credential there is, and any page that its owner visits can send requests from it.
+    The rule is that of Go 1.25's net/http.CrossOriginProtection; other clients than browsers send neither header.
     """
-    text = request.environ.get("REMOTE_ADDR", "")
-    port = request.environ.get("REMOTE_PORT", "")
-    if "." in port:
-        # waitress takes the end of a forwarded ::ffff:1.2.3.4 for a port.
-        text = f"{text}:{port}"
-    try:
-        if text == "::ffff":
-            raise ValueError("what is left of an IPv4-mapped address that has been cut")
-        return _address(text)
-    except ValueError:
-        log.warning("A request came from %r, which is no address", text)
-        raise HTTPError(400, "The address that the request comes from is not known") from None
+    if request.method in ("GET", "HEAD", "OPTIONS"):
+        return
+    site, origin = request.get_header("Sec-Fetch-Site"), request.get_header("Origin")
+    if site:
+        allowed = site in ("same-origin", "none")
+    else:
+        allowed = not origin or origin.partition("://")[2].lower() == request.get_header("Host", "").lower()
+    if not allowed:
+        raise HTTPError(403, "A page of another site must not send this request")
 
 
 def json_object():
     """Return the request's body, one JSON object, as a dict. Raises HTTPError 415, 413, 400."""
     if request.content_type.partition(";")[0].strip() != "application/json":
         raise HTTPError(415, "The body must be sent as Content-Type: application/json")
-    length = request.content_length
-    if length > MAX_BODY:
+    length = request.environ.get("CONTENT_LENGTH") or "0"
+    if not re.fullmatch("[0-9]{1,18}", length):
+        raise HTTPError(400, "Content-Length must be a number of bytes")
+    if int(length) > MAX_BODY:
         raise HTTPError(413, f"The body must not be longer than {MAX_BODY} bytes")
-    body = request.environ["wsgi.input"].read(max(length, 0))
+    body = request.environ["wsgi.input"].read(int(length))
     try:
         value = json.loads(
             body.decode("utf-8"),
@@ -237,8 +245,12 @@ def link_next(path, cursor):
         response.set_header("Link", f'<{path}?{query}>; rel="next"')
 
 
-def to_json(value):
-    """Return `value` as JSON text that ends a line, for those who read it in a terminal."""
+def send_json(value, content_type="application/json"):
+    """Set the headers that every response has, and return `value` as JSON text that ends a line, for terminals."""
+    response.content_type = content_type
+    response.set_header("X-Content-Type-Options", "nosniff")
+    # Nearly everything changes with the next ticket, and a ticket is for its holder only.
+    response.set_header("Cache-Control", "no-store")
     return json.dumps(value, ensure_ascii=False) + "\n"
 
 
@@ -250,15 +262,13 @@ def answer_json(callback):
             value = callback(**arguments)
         except tuple(REFUSALS) as refusal:
             raise HTTPError(*REFUSALS[type(refusal)]) from refusal
-        response.content_type = "application/json"
-        return to_json(value)
+        return send_json(value)
 
     return answer
 
 
 def problem(error):
     """Bottle error handler: send any HTTPError as a problem (RFC 9457)."""
-    response.content_type = "application/problem+json"
     status, _, title = error.status_line.partition(" ")
     if error.status_code == 405:
         # Bottle serves HEAD wherever it serves GET, but does not say so.
@@ -266,7 +276,8 @@ def problem(error):
         response.set_header("Allow", ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set()))))
     if error.status_code == 503:
         response.set_header("Retry-After", "5")
-    return to_json({"type": "about:blank", "title": title, "status": int(status), "detail": error.body})
+    body = {"type": "about:blank", "title": title, "status": int(status), "detail": error.body}
+    return send_json(body, "application/problem+json")
 
 
 # The application
@@ -286,6 +297,9 @@ def create_app(database=None, manager_ips=None):
     managers = setting("MANAGER_IPS", manager_ips)
     hosts = setting("RAFFLE_HOSTS")
     ipv6_prefix = setting("RAFFLE_IPV6_PREFIX")
+    proxy, proxy_count = setting("RAFFLE_TRUSTED_PROXY"), setting("RAFFLE_TRUSTED_PROXY_COUNT")
+    if proxy_count > 1 and not proxy:
+        raise SettingError("RAFFLE_TRUSTED_PROXY_COUNT: it means nothing without RAFFLE_TRUSTED_PROXY")
     try:
         raffles = storage.Storage(setting("RAFFLE_DATABASE", database))
     except storage.DatabaseRefused as error:
@@ -299,6 +313,45 @@ def create_app(database=None, manager_ips=None):
     app.default_error_handler = problem
     app.install(answer_json)
 
+    warned = set()
+    warning = threading.Lock()
+
+    def warn_once(message, *values):
+        with warning:
+            if message not in warned:
+                warned.add(message)
+                log.warning(message, *values)
+
+    def client_address():
+        """Return the ipaddress object the request comes from, an IPv4-mapped IPv6 address as its IPv4.
+
+        REMOTE_ADDR, or what a trusted proxy says in X-Forwarded-For. waitress could read that, but it
+        cuts IPv4-mapped addresses and takes the proxy for the client when the header is empty. Raises HTTPError 400.
+        """
+        environ = request.environ
+        text = environ.get("REMOTE_ADDR", "")
+        try:
+            address = _address(text)
+            if address == proxy and "HTTP_X_FORWARDED_FOR" in environ:
+                text = environ["HTTP_X_FORWARDED_FOR"]
+                text = text.split(",")[-proxy_count].strip()
+                return _address(text)
+        except (ValueError, IndexError):
+            log.warning("A request came from %.100r, which is no address", text)
+            raise HTTPError(400, "The address that the request comes from is not known") from None
+        if address == proxy:
+            warn_once(
+                "A request from RAFFLE_TRUSTED_PROXY had no X-Forwarded-For, and counts as the proxy's own. "
+                "If it was a client's, then all clients are one participant: have the proxy set the header"
+            )
+        elif any(header in environ for header in FORWARDING_HEADERS):
+            warn_once(
+                "A request from %s says who it was forwarded for, and was not believed. If a reverse proxy "
+                "is there, all its clients are one participant until RAFFLE_TRUSTED_PROXY names it",
+                address,
+            )
+        return address
+
     def require_manager():
         address = client_address()
         if not any(address in network for network in managers):
@@ -310,6 +363,7 @@ def create_app(database=None, manager_ips=None):
         environ = request.environ
         if hosts and re.sub(r":[0-9]*$", "", environ.get("HTTP_HOST", "")).lower() not in hosts:
             raise HTTPError(421, "This host name is not served here")
+        refuse_cross_site()
         # Bottle leaves out what is no UTF-8, and would take one path for another.
         if environ["PATH_INFO"].encode() != environ["bottle.raw_path"].encode("latin1"):
             raise HTTPError(404, "The path is not UTF-8")
@@ -349,7 +403,6 @@ def create_app(database=None, manager_ips=None):
             participant = (int(address) >> host_bits << host_bits).to_bytes(16, "big")
         ticket = raffles.issue_ticket(raffle_id, participant)
         response.status = 201
-        response.set_header("Cache-Control", "no-store")
         return ticket
 
     @app.post("/raffles/<raffle_id>/winners/")
@@ -379,6 +432,35 @@ def create_app(database=None, manager_ips=None):
     return app
 
 
+class Request(HTTPRequestParser):
+    """A request that waitress receives, with the time at which it began."""
+
+    def __init__(self, adj):
+        super().__init__(adj)
+        self.began = time.time()
+
+    def parse_header(self, header_plus):
+        """Parse the head of the request. Raises ParsingError, which is answered with 400."""
+        try:
+            super().parse_header(header_plus)
+        except (ValueError, TransferEncodingNotImplemented):
+            # Half an IPv6 address as the host, or a Content-Length of thousands of digits: waitress would log
+            # a traceback. Or an unknown transfer coding, which is no failure of the server.
+            raise ParsingError("Malformed request") from None
+        finally:
+            # waitress would send 100 Continue, and then wait for a body for ever.
+            if not self.body_rcv or self.content_length >= self.adj.max_request_body_size:
+                self.expect_continue = False
+
+
+class Refusal(ErrorTask):
+    """What waitress answers to malformed HTTP."""
+
+    def execute(self):
+        self.response_headers += [("X-Content-Type-Options", "nosniff"), ("Cache-Control", "no-store")]
+        super().execute()
+
+
 class Channel(HTTPChannel):
     """A connection to waitress that answers the first of the requests it has got at once, and closes.
 
@@ -386,11 +468,31 @@ class Channel(HTTPChannel):
     a thread for ever. HTTP allows it (RFC 9112, 9.3.2), and clients send the rest again.
     """
 
+    parser_class = Request
+    error_task_class = Refusal
+    serving = False
+
     def service(self):
+        self.serving = True
         with self.requests_lock:
             if len(self.requests) > 1:
                 self.requests[0].headers["CONNECTION"] = "close"
         super().service()
+        self.serving = False
+
+
+def close_stalled(server):
+    """Close the connections where nothing has moved for STALLED seconds, or a request takes longer to arrive.
+
+    The channel_timeout of waitress waits for those who do not read what was sent to them, and for those who
+    send a byte now and then.
+    """
+    limit = time.time() - STALLED
+    for channel in list(server.active_channels.values()):
+        # In this order: a thread adds to what is to be sent before it takes the request off the list.
+        busy = channel.requests or channel.serving
+        if not busy and (channel.last_activity < limit or (channel.request and channel.request.began < limit)):
+            channel.handle_close()
 
 
 def run(server):
@@ -411,8 +513,12 @@ def run(server):
     signal.signal(signal.SIGINT, stop)
     host = f"[{server.effective_host}]" if ":" in server.effective_host else server.effective_host
     print(f"Listening on http://{host}:{server.effective_port}", flush=True)
+    swept = time.monotonic()
     while not stopping:
         wasyncore.loop(timeout=1, use_poll=True, map=server._map, count=1)
+        if time.monotonic() > swept + 1:
+            close_stalled(server)
+            swept = time.monotonic()
     accepted = None
     while accepted != len(server.active_channels):
         accepted = len(server.active_channels)
@@ -436,34 +542,36 @@ def main():
     # A thread that has hashed a code or written a row waits this long, in seconds, for one that computes
     # to let go of the interpreter. With the default of 0.005 the writing thread would starve under load.
     sys.setswitchinterval(0.001)
+    # 1,024 are usual, but each connection has a file descriptor, and two more while long bodies are on the way.
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= soft < 2048:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(2048, hard) if hard >= 0 else 2048, hard))
     try:
         listen, threads = setting("RAFFLE_LISTEN"), setting("RAFFLE_THREADS")
-        proxy, proxy_count = setting("RAFFLE_TRUSTED_PROXY"), setting("RAFFLE_TRUSTED_PROXY_COUNT")
-        if proxy_count > 1 and not proxy:
-            raise SettingError("RAFFLE_TRUSTED_PROXY_COUNT: it means nothing without RAFFLE_TRUSTED_PROXY")
         app = create_app()
     except (SettingError, storage.SQLiteTooOld) as error:
         sys.exit(str(error))
-    proxies = {
-        "trusted_proxy": str(proxy),
-        "trusted_proxy_count": proxy_count,
-        "trusted_proxy_headers": "x-forwarded-for",
-    }
     with closing(app):
         try:
             server = waitress.create_server(
                 app,
                 listen=listen,
                 threads=threads,
-                # With the files of the database, within the 1,024 descriptors that a process usually has.
+                # Each rests in memory and is looked at whenever another one moves: so not without end.
                 connection_limit=500,
+                # select() would end at the 1,024th descriptor.
                 asyncore_use_poll=True,
                 # A short response leaves in one piece, sent by the loop of waitress. With the default of 1 the
                 # worker sends head and body by itself, and the loop spins meanwhile: a tenth of the tickets.
                 send_bytes=18000,
+                # As much as common proxies pass on.
+                max_request_header_size=32 * 1024,
                 # Larger bodies than the application reads, so that it can say what is wrong with them.
                 max_request_body_size=4 * MAX_BODY,
-                **(proxies if proxy else {}),
+                # The application reads them itself: see client_address.
+                clear_untrusted_proxy_headers=False,
+                # Nobody needs to know what serves.
+                ident=None,
             )
         except OSError as error:
             sys.exit(f"RAFFLE_LISTEN: {listen}: {error.strerror}")
