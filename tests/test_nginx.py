@@ -1,0 +1,135 @@
+"""The site for nginx that the README shows, with a real nginx in front of a real server."""
+
+import http.client
+import json
+import re
+import shutil
+import socket
+import subprocess
+import threading
+from contextlib import closing
+
+import pytest
+from helpers import ONE_PRIZE, ROOT
+
+# The workers read pytest's directory, which is its owner's only; without root, nginx ignores the user.
+HTTP = """
+user root;
+daemon off;
+worker_processes 1;
+pid {directory}/nginx.pid;
+error_log stderr;
+events {{}}
+http {{
+    access_log off;
+    client_body_temp_path {directory}/body;
+    proxy_temp_path {directory}/proxy;
+    fastcgi_temp_path {directory}/fastcgi;
+    uwsgi_temp_path {directory}/uwsgi;
+    scgi_temp_path {directory}/scgi;
+    {site}
+}}
+"""
+
+
+def free_port():
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        return listener.getsockname()[1]
+
+
+def request(host, port, method, path, body=None, source=None, **headers):
+    """Send one request past Server, to nginx."""
+    connection = http.client.HTTPConnection(host, port, timeout=30, source_address=(source, 0) if source else None)
+    with closing(connection):
+        connection.request(method, path, body, headers)
+        response = connection.getresponse()
+        return response.status, response.headers, response.read()
+
+
+@pytest.fixture
+def site(serve, tmp_path):
+    """Start nginx with the README's site in front of a server; return its port and the server."""
+    nginx = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/bin")
+    if not nginx:
+        pytest.skip("there is no nginx here")
+    if not socket.has_dualstack_ipv6():
+        pytest.skip("this machine has no IPv6")
+    running = []
+
+    def start(listen, **settings):
+        server = serve(RAFFLE_TRUSTED_PROXY="127.0.0.1", **settings)
+        port = free_port()
+        (tmp_path / "index.html").write_text("The raffle's own page")
+        (text,) = re.findall(r"```nginx\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+        for old, new in (
+            ("    listen 80;\n    listen [::]:80;\n", "".join(f"listen {address};\n" for address in listen)),
+            ("PORT", str(port)),
+            ("127.0.0.1:8080", f"127.0.0.1:{server.port}"),
+            ("/var/www/raffle", str(tmp_path)),
+        ):
+            assert old in text
+            text = text.replace(old, new)
+        configuration = tmp_path / "nginx.conf"
+        configuration.write_text(HTTP.format(directory=tmp_path, site=text))
+        process = subprocess.Popen(
+            [nginx, "-c", configuration],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        running.append(process)
+        wait_until_it_listens(process, port)
+        return port, server
+
+    yield start
+    for process in running:
+        process.terminate()
+        process.communicate(timeout=30)
+
+
+def wait_until_it_listens(process, port):
+    over = threading.Event()
+    for _ in range(600):
+        assert process.poll() is None, process.stderr.read()
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            over.wait(0.05)
+    pytest.fail("nginx does not listen")
+
+
+@pytest.mark.parametrize("listen", [["127.0.0.1:PORT", "[::1]:PORT"], ["[::]:PORT ipv6only=off"]])
+def test_behind_nginx_every_client_is_who_it_is(site, listen):
+    port, server = site(listen, MANAGER_IPS="127.0.0.5, ::1", RAFFLE_HOSTS="raffle.example.org")
+
+    def ask(source, method, path, body=None, **headers):
+        host = "::1" if source == "::1" else "127.0.0.1"
+        headers = {"Host": "raffle.example.org", "Content-Type": "application/json", **headers}
+        return request(host, port, method, path, body, source, **headers)
+
+    assert ask("127.0.0.1", "GET", "/index.html")[2] == b"The raffle's own page"
+    body = json.dumps({"name": "Fair", "total_tickets": 5, "prizes": ONE_PRIZE})
+    for forged in ({}, {"X-Forwarded-For": "127.0.0.5"}, {"X-Real-IP": "::1"}, {"Forwarded": "for=127.0.0.5"}):
+        assert ask("127.0.0.1", "POST", "/raffles/", body, **forged)[0] == 403
+    status, headers, _ = ask("127.0.0.5", "POST", "/raffles", body)
+    assert status == 201
+    path = headers["Location"]
+    for source in ("127.0.0.1", "127.0.0.2", "127.0.0.3", "::1"):
+        forged = {"X-Forwarded-For": "127.0.0.9"}
+        assert [ask(source, "POST", f"{path}participate/", **forged)[0] for _ in range(2)] == [201, 403]
+    assert ask("127.0.0.9", "POST", f"{path}participate/")[0] == 201
+    origin = {"Origin": "https://evil.example"}
+    assert ask("::1", "POST", f"{path}winners/", **origin)[0] == 403
+    assert ask("127.0.0.5", "POST", f"{path}winners/", Host="evil.example")[0] == 421
+    assert ask("::1", "POST", f"{path}winners/", Origin="http://raffle.example.org")[0] == 201
+    assert "WARNING" not in server.log.read_text()
+
+
+def test_a_long_body_passes_nginx(site):
+    port, _ = site(["127.0.0.1:PORT"], MANAGER_IPS="127.0.0.1")
+    prizes = [{"name": f"{n:070}", "amount": 1} for n in range(10_000)]
+    body = json.dumps({"name": "Fair", "total_tickets": 10_000, "prizes": prizes})
+    headers = {"Host": "raffle.example.org", "Content-Type": "application/json"}
+    assert request("127.0.0.1", port, "POST", "/raffles/", body, **headers)[0] == 201
+    status, sent, _ = request("127.0.0.1", port, "POST", "/raffles/", body + " " * 2**20, **headers)
+    assert (status, sent["Content-Type"]) == (413, "application/problem+json")
