@@ -23,9 +23,9 @@ from contextlib import closing
 from itertools import count
 from pathlib import Path
 
-from helpers import ONE_PRIZE, ROOT, Server
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
-sys.path.insert(0, str(ROOT))
+from helpers import ONE_PRIZE, Server
 
 import storage
 

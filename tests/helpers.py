@@ -6,9 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import webtest
+
+import storage
 
 ROOT = Path(__file__).parent.parent
 MANAGER = "10.0.0.1"
@@ -66,6 +69,15 @@ def assert_problem(response, detail=None):
     assert response.json["detail"]
     if detail is not None:
         assert response.json["detail"] == detail
+
+
+def fill(database, total, prizes):
+    """Make a sold-out raffle in the database without a server, and return its path."""
+    with closing(storage.Storage(database)) as store:
+        raffle_id = store.create_raffle("Fair", total, prizes)["id"]
+        requests = [(n.to_bytes(4, "big"), b"", 1, b"") for n in range(total)]
+        store._write(lambda db, _, __: [storage._issue_tickets(db, raffle_id, requests)], raffle_id)
+    return f"/raffles/{raffle_id}/"
 
 
 class Server:

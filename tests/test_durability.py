@@ -15,9 +15,7 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from helpers import ONE_PRIZE
-
-import storage
+from helpers import ONE_PRIZE, fill
 
 CRASHES = int(os.environ.get("RAFFLE_TEST_CRASHES", "30"))
 
@@ -110,15 +108,6 @@ def test_no_answered_ticket_is_lost_when_the_process_is_killed(serve, database):
     with ThreadPoolExecutor(8) as pool:
         verified = pool.map(lambda item: server.request("POST", f"{raffle}verify-ticket/", item[1]), crowd.tickets)
         assert {status for status, _, _ in verified} == {200}
-
-
-def fill(database, total, prizes):
-    """Make a sold-out raffle in the database without a server, and return its path."""
-    with closing(storage.Storage(database)) as store:
-        raffle_id = store.create_raffle("Fair", total, prizes)["id"]
-        requests = [(n.to_bytes(4, "big"), b"", 1, b"") for n in range(total)]
-        store._write(lambda db, _, __: [storage._issue_tickets(db, raffle_id, requests)], raffle_id)
-    return f"/raffles/{raffle_id}/"
 
 
 def test_a_draw_is_kept_whole_or_not_at_all_when_the_process_is_killed(serve, database):
