@@ -171,34 +171,46 @@ class Storage:
         Raises InvalidPage.
         """
         _check_page(limit, cursor, MAX_RAFFLES_PER_PAGE)
-        rows = self._read(
+        [(raffles,)] = self._read(
             """
-            SELECT sequence, id, name, total_tickets, available_tickets, winners_drawn, created_at
-            FROM raffle
-            WHERE sequence < ?
-            ORDER BY sequence DESC
-            LIMIT ?
+            SELECT json_group_array(
+                json_array(sequence, id, name, total_tickets, available_tickets, winners_drawn, created_at)
+            )
+            FROM (
+                SELECT sequence, id, name, total_tickets, available_tickets, winners_drawn, created_at
+                FROM raffle
+                WHERE sequence < ?
+                ORDER BY sequence DESC
+                LIMIT ?
+            )
             """,
             2**63 - 1 if cursor is None else cursor,
             limit + 1,
         )
+        rows = json.loads(raffles)
         return _page([(sequence, _raffle(*columns)) for sequence, *columns in rows], limit)
 
     def get_raffle(self, raffle_id):
         """Return the raffle as a dict, its prizes in the manager's order. Raises RaffleNotFound."""
-        rows = self._read(
-            """
-            SELECT raffle.id, raffle.name, total_tickets, available_tickets, winners_drawn, created_at,
-                   prize.name, prize.amount
-            FROM raffle
-            JOIN prize ON prize.raffle = raffle.sequence
-            WHERE raffle.id = ?
-            ORDER BY prize.position
-            """,
-            raffle_id,
+        *columns, prizes = _only(
+            self._read(
+                """
+                SELECT id, name, total_tickets, available_tickets, winners_drawn, created_at, (
+                    SELECT json_group_array(json_object('name', name, 'amount', amount))
+                    FROM (
+                        SELECT name, amount
+                        FROM prize
+                        WHERE prize.raffle = raffle.sequence
+                        ORDER BY position
+                    )
+                )
+                FROM raffle
+                WHERE id = ?
+                """,
+                raffle_id,
+            )
         )
-        *columns, _, _ = _only(rows[:1])
-        return {**_raffle(*columns), "prizes": [{"name": name, "amount": amount} for *_, name, amount in rows]}
+        return {**_raffle(*columns), "prizes": json.loads(prizes)}
 
     def issue_ticket(self, raffle_id, participant):
         """Give the participant a ticket: its number, uniform among those left, and its verification code.
@@ -269,19 +281,23 @@ class Storage:
             )
         )
         _check_page(limit, cursor, MAX_WINS_PER_PAGE)
-        rows = self._read(
+        [(wins,)] = self._read(
             """
-            SELECT win.position, win.ticket_number, prize.name
-            FROM win
-            JOIN prize ON prize.raffle = win.raffle AND prize.position = win.prize
-            WHERE win.raffle = ? AND win.position > ?
-            ORDER BY win.position
-            LIMIT ?
+            SELECT json_group_array(json_array(position, ticket_number, name))
+            FROM (
+                SELECT win.position, win.ticket_number, prize.name
+                FROM win
+                JOIN prize ON prize.raffle = win.raffle AND prize.position = win.prize
+                WHERE win.raffle = ? AND win.position > ?
+                ORDER BY win.position
+                LIMIT ?
+            )
             """,
             raffle,
             0 if cursor is None else cursor,
             limit + 1,
         )
+        rows = json.loads(wins)
         return _page_of_wins(rows, limit)
 
     def verify_ticket(self, raffle_id, ticket_number, verification_code):
@@ -357,7 +373,8 @@ class Storage:
             except IndexError:
                 reader = self._connect("ro")
             try:
-                # Fetched to the end: a cursor left open would hold back checkpoints.
+                # Fetched to the end: a cursor left open would hold back checkpoints. A long list is best one
+                # row of JSON: every row gives the interpreter away, and dozens of lists at once would fight for it.
                 return reader.execute(sql, values).fetchall()
             finally:
                 self._readers.append(reader)

@@ -25,7 +25,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import helpers
 from helpers import ONE_PRIZE, Server
+from test_worn_down import Stalling
 
 import storage
 
@@ -302,6 +304,25 @@ def measure_slow_disk(start, directory):
     )
 
 
+def measure_worn_down(start, directory):
+    progress("clients that stall")
+    sold_out = helpers.fill(directory / "raffle.db", 10_000, [{"name": "x" * 20, "amount": 10_000}])
+    server = start()
+    server.request("POST", f"{sold_out}winners/")
+    raffle = create(server, 2**53 - 1)
+    stalling = Stalling(server, sold_out, resting=200, dribbling=200, unreading=50)
+    with closing(http.client.HTTPConnection("127.0.0.1", int(server.port))) as connection:
+        waits = [one(connection, "POST", f"{raffle}participate/") for _ in range(1000)]
+    stalling.stop()
+    quantiles = statistics.quantiles(waits, n=100)
+    show(
+        "participate, one connection, while 450 others rest, send slowly or never read",
+        f"{1000 / quantiles[49]:,.0f}/s",
+        f"p50 {quantiles[49]:.1f} ms, p99 {quantiles[98]:.0f} ms",
+        "",
+    )
+
+
 def main():
     began = time.perf_counter()
     servers = []
@@ -318,6 +339,7 @@ def main():
             for measure in (
                 lambda: measure_rates(start),
                 lambda: measure_slow_disk(start, directory),
+                lambda: measure_worn_down(start, directory),
                 lambda: measure_million(start, directory / "million.db"),
             ):
                 measure()

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import random
 import re
 import shutil
 import socket
@@ -32,11 +33,6 @@ http {{
 """
 
 
-def free_port():
-    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
-        return listener.getsockname()[1]
-
-
 def request(host, port, method, path, body=None, source=None, **headers):
     """Send one request past Server, to nginx."""
     connection = http.client.HTTPConnection(host, port, timeout=30, source_address=(source, 0) if source else None)
@@ -58,44 +54,46 @@ def site(serve, tmp_path):
 
     def start(listen, **settings):
         server = serve(RAFFLE_TRUSTED_PROXY="127.0.0.1", **settings)
-        port = free_port()
         (tmp_path / "index.html").write_text("The raffle's own page")
-        (text,) = re.findall(r"```nginx\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-        for old, new in (
-            ("    listen 80;\n    listen [::]:80;\n", "".join(f"listen {address};\n" for address in listen)),
-            ("PORT", str(port)),
-            ("127.0.0.1:8080", f"127.0.0.1:{server.port}"),
-            ("/var/www/raffle", str(tmp_path)),
-        ):
-            assert old in text
-            text = text.replace(old, new)
-        configuration = tmp_path / "nginx.conf"
-        configuration.write_text(HTTP.format(directory=tmp_path, site=text))
-        process = subprocess.Popen(
-            [nginx, "-c", configuration],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        running.append(process)
-        wait_until_it_listens(process, port)
-        return port, server
+        # nginx cannot pick a free port by itself, so try some that the system does not give to clients.
+        for port in random.sample(range(20_000, 30_000), 20):
+            (tmp_path / "nginx.conf").write_text(configuration(tmp_path, server, listen, port))
+            running.append(subprocess.Popen([nginx, "-c", tmp_path / "nginx.conf"], stderr=subprocess.DEVNULL))
+            if listens(running[-1], port):
+                return port, server
+        pytest.fail("nginx does not start")
 
     yield start
     for process in running:
         process.terminate()
-        process.communicate(timeout=30)
+        process.wait(30)
 
 
-def wait_until_it_listens(process, port):
-    over = threading.Event()
-    for _ in range(600):
-        assert process.poll() is None, process.stderr.read()
+def configuration(directory, server, listen, port):
+    """Return the README's site, its ports and directories replaced by those of a test."""
+    (text,) = re.findall(r"```nginx\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    for old, new in (
+        ("    listen 80;\n    listen [::]:80;\n", "".join(f"listen {address};\n" for address in listen)),
+        ("PORT", str(port)),
+        ("127.0.0.1:8080", f"127.0.0.1:{server.port}"),
+        ("/var/www/raffle", str(directory)),
+    ):
+        assert old in text
+        text = text.replace(old, new)
+    return HTTP.format(directory=directory, site=text)
+
+
+def listens(process, port):
+    """Wait until the process listens (true) or has ended, as when the port is taken (false)."""
+    poll = threading.Event()
+    while process.poll() is None:
         try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            return
+            socket.create_connection(("127.0.0.1", port), timeout=30).close()
         except OSError:
-            over.wait(0.05)
-    pytest.fail("nginx does not listen")
+            poll.wait(0.05)
+        else:
+            return process.poll() is None
+    return False
 
 
 @pytest.mark.parametrize("listen", [["127.0.0.1:PORT", "[::1]:PORT"], ["[::]:PORT ipv6only=off"]])

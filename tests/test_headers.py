@@ -1,0 +1,49 @@
+"""What every answer says besides its body."""
+
+import re
+
+from test_server import raw
+
+
+def test_no_answer_is_stored_or_taken_for_another_type(client):
+    raffle = client.new_raffle(total_tickets=1)
+    answers = [
+        client.create(),
+        client.create(total_tickets=0, status=400),
+        client.get("/raffles/"),
+        client.get(raffle),
+        client.head(raffle),
+        client.draw(raffle, status=403),
+        client.draw(raffle, "10.1.0.1", status=403),
+        client.get("/nothing/", status=404),
+        client.put(raffle, status=405),
+    ]
+    ticket = client.participate(raffle)
+    answers += [ticket, client.participate(raffle, status=410), client.draw(raffle), client.get(f"{raffle}winners/")]
+    answers += [client.verify(raffle, ticket.json), client.verify(raffle, {}, status=400)]
+    for answer in answers:
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert answer.headers["Cache-Control"] == "no-store"
+        assert answer.content_type in ("application/json", "application/problem+json")
+
+
+def test_no_answer_of_the_server_says_what_serves(serve):
+    server = serve()
+    for request, status in (
+        (b"GET /raffles/ HTTP/1.1\r\nConnection: close\r\n\r\n", b"200"),
+        (b"GET /nothing/ HTTP/1.1\r\nConnection: close\r\n\r\n", b"404"),
+        (b"nonsense\r\n\r\n", b"400"),
+        # Not a byte more than is read: the server would reset the connection.
+        ((b"GET / HTTP/1.1\r\nX: " + b"x" * 2**15)[: 2**15 - 4] + b"\r\n\r\n", b"431"),
+        (b"POST /raffles/ HTTP/1.1\r\nContent-Length: 99999999\r\n\r\n", b"413"),
+        (b"POST /raffles/ HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 99999999\r\n\r\n", b"413"),
+        (b"POST /raffles/ HTTP/1.1\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n", b"415"),
+        (b"POST /raffles/ HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\n", b"400"),
+        (b"GET http://[::1/ HTTP/1.1\r\n\r\n", b"400"),
+    ):
+        head, _, body = raw(server, request).partition(b"\r\n\r\n")
+        assert head.split(b" ")[1] == status, request
+        assert b"\r\nX-Content-Type-Options: nosniff" in head
+        assert b"\r\nCache-Control: no-store" in head
+        assert not re.search(b"(?i)waitress|bottle|python|\r\nserver:", head + body)
+    assert "Traceback" not in server.log.read_text()
