@@ -224,6 +224,13 @@ def require_prizes(prizes, total_tickets):
         raise HTTPError(400, "Too many prizes")
 
 
+def idempotency_key():
+    """Return the Idempotency-Key (draft-ietf-httpapi-idempotency-key-header), or None. Raises HTTPError 400."""
+    key = request.environ.get("HTTP_IDEMPOTENCY_KEY")
+    _require(key is None or re.fullmatch("[!-~]{16,255}", key), "Idempotency-Key", "16 to 255 visible ASCII characters")
+    return key
+
+
 def page_query(longest):
     """Return limit and cursor of the query as integers; 0, which storage refuses, for what is none."""
 
@@ -398,12 +405,12 @@ def create_app(database=None, manager_ips=None):
 
     @app.post("/raffles/<raffle_id>/participate/")
     def participate(raffle_id):
-        address = client_address()
+        address, key = client_address(), idempotency_key()
         participant = address.packed
         if address.version == 6:
             host_bits = 128 - ipv6_prefix
             participant = (int(address) >> host_bits << host_bits).to_bytes(16, "big")
-        ticket = raffles.issue_ticket(raffle_id, participant)
+        ticket = raffles.issue_ticket(raffle_id, participant, key)
         response.status = 201
         return ticket
 

@@ -212,19 +212,48 @@ class Storage:
         )
         return {**_raffle(*columns), "prizes": json.loads(prizes)}
 
-    def issue_ticket(self, raffle_id, participant):
+    def issue_ticket(self, raffle_id, participant, key=None):
         """Give the participant a ticket: its number, uniform among those left, and its verification code.
 
-        participant: the 4 or 16 bytes that stand for one participant. The code
-        is returned here and never again; only its hash is kept.
+        participant: the 4 or 16 bytes that stand for one participant. key: what
+        the participant alone knows, 16 characters or more, or None. The code is
+        returned here, and again only to the same participant with the same key:
+        then it is made of the key (HMAC-SHA256, RFC 2104, cut to 120 bits) and the
+        ticket's salt. A thief of the database can try keys, at PBKDF2's cost for
+        each, and so learn the code of one who has chosen a key that can be
+        guessed; a random UUID (122 bits) is as good as a random code.
         Raises RaffleNotFound, TicketsNoLongerAvailable, AlreadyParticipated.
         """
         # One call of the system instead of two: under load each costs a wait for the interpreter lock.
         randomness = secrets.token_bytes(CODE_BYTES + SALT_BYTES)
-        code, salt = _code(randomness[:CODE_BYTES]), randomness[CODE_BYTES:]
+        secret, salt = randomness[:CODE_BYTES], randomness[CODE_BYTES:]
+        code = _code(_derive(key, salt) if key else secret)
         code_hash = _hash_code(code.translate(CANONICAL), salt, ITERATIONS)
-        number = self._write(_issue_tickets, raffle_id, (participant, salt, ITERATIONS, code_hash))
+        try:
+            number = self._write(_issue_tickets, raffle_id, (participant, salt, ITERATIONS, code_hash))
+        except (AlreadyParticipated, TicketsNoLongerAvailable):
+            repeated = self._ticket_of(raffle_id, participant, key) if key else None
+            if not repeated:
+                raise
+            number, code = repeated
         return {"raffle_id": raffle_id, "ticket_number": number, "verification_code": code}
+
+    def _ticket_of(self, raffle_id, participant, key):
+        """Return number and code of the ticket that the participant was given for the key, or None."""
+        for number, salt, iterations, code_hash in self._read(
+            """
+            SELECT ticket.number, ticket.salt, ticket.iterations, ticket.code_hash
+            FROM ticket
+            JOIN raffle ON raffle.sequence = ticket.raffle
+            WHERE raffle.id = ? AND ticket.participant = ?
+            """,
+            raffle_id,
+            participant,
+        ):
+            code = _code(_derive(key, salt))
+            if hmac.compare_digest(_hash_code(code.translate(CANONICAL), salt, iterations), code_hash):
+                return number, code
+        return None
 
     def draw_winners(self, raffle_id):
         """Draw a ticket for every prize: a uniform sample of all numbers, without replacement.
@@ -677,6 +706,10 @@ SALT_BYTES = 16  # NIST SP 800-132 asks for 128 bits or more
 def _code(secret):
     text = base64.b32encode(secret).decode().translate(FROM_RFC_4648)
     return "-".join(text[start : start + 4] for start in range(0, CODE_LENGTH, 4))
+
+
+def _derive(key, salt):
+    return hmac.digest(key.encode(), b"verification code" + salt, "sha256")[:CODE_BYTES]
 
 
 def _hash_code(code, salt, iterations):

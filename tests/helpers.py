@@ -44,8 +44,8 @@ class Client(webtest.TestApp):
         """Create a raffle and return its path."""
         return f"/raffles/{self.create(total_tickets, prizes).json['id']}/"
 
-    def participate(self, raffle, address="10.1.0.1", status=201):
-        return self.request_from(address, "POST", f"{raffle}participate/", status=status)
+    def participate(self, raffle, address="10.1.0.1", status=201, **headers):
+        return self.request_from(address, "POST", f"{raffle}participate/", status=status, **headers)
 
     def sell_out(self, raffle):
         """Take every ticket, each from an address of its own, and return them in that order."""

@@ -108,6 +108,7 @@ HEADERS = {
     b"Forwarded": [b"for=10.0.0.1"],
     b"Origin": [b"null", b"http://127.0.0.1", b"http://[::1", b"\xff"],
     b"Sec-Fetch-Site": [b"none", b"cross-site", b"\xff"],
+    b"Idempotency-Key": [b"x" * 16, b"x" * 15, b"x" * 256, b"\xff" * 16],
     b"Cookie": [b"a=b", b'a="\\777"; =', b"\xff"],
     b"Range": [b"bytes=0-"],
     b"\xff": [b"x"],

@@ -1,0 +1,120 @@
+"""A participant whose answer was lost gets the same ticket again, with the same Idempotency-Key."""
+
+import hashlib
+import hmac
+import sqlite3
+import uuid
+from contextlib import closing
+
+import pytest
+from helpers import assert_problem
+from test_secrecy import spellings
+from test_server import at_once
+
+KEY = str(uuid.UUID(int=0x1234567890ABCDEF1234567890ABCDEF))
+OTHER = str(uuid.UUID(int=0x1234567890ABCDEF1234567890ABCDEE))
+
+
+def test_the_same_key_from_the_same_address_gets_the_same_ticket(client):
+    raffle = client.new_raffle()
+    first = client.participate(raffle, Idempotency_Key=KEY)
+    for _ in range(3):
+        again = client.participate(raffle, Idempotency_Key=KEY)
+        assert (again.status, again.json) == (first.status, first.json)
+    assert client.get(raffle).json["available_tickets"] == 2
+
+
+def test_another_key_is_refused(client):
+    raffle = client.new_raffle()
+    client.participate(raffle, Idempotency_Key=KEY)
+    for headers in ({"Idempotency_Key": OTHER}, {"Idempotency_Key": KEY.upper()}, {}):
+        refusal = client.participate(raffle, status=403, **headers)
+        assert_problem(refusal, "Your ip address has already participated in this raffle")
+
+
+def test_the_same_key_from_another_address_is_another_participant(client):
+    raffle = client.new_raffle()
+    tickets = [client.participate(raffle, f"10.1.0.{n}", Idempotency_Key=KEY).json for n in range(3)]
+    assert len({ticket["ticket_number"] for ticket in tickets}) == 3
+    assert len({ticket["verification_code"] for ticket in tickets}) == 3
+
+
+def test_the_same_key_in_another_raffle_is_another_ticket(client):
+    first, second = (client.participate(client.new_raffle(), Idempotency_Key=KEY).json for _ in range(2))
+    assert first["verification_code"] != second["verification_code"]
+
+
+def test_a_ticket_without_a_key_is_not_had_again_with_one(client):
+    raffle = client.new_raffle()
+    client.participate(raffle)
+    client.participate(raffle, status=403, Idempotency_Key=KEY)
+
+
+def test_sold_out_is_sold_out_except_for_the_repeat(client):
+    raffle = client.new_raffle(total_tickets=1)
+    first = client.participate(raffle, Idempotency_Key=KEY)
+    assert client.participate(raffle, Idempotency_Key=KEY).json == first.json
+    for address, headers in (
+        ("10.1.0.1", {"Idempotency_Key": OTHER}),
+        ("10.1.0.1", {}),
+        ("10.1.0.2", {"Idempotency_Key": KEY}),
+    ):
+        refusal = client.participate(raffle, address, status=410, **headers)
+        assert_problem(refusal, "Tickets to this raffle are no longer available")
+    client.draw(raffle)
+    again = client.participate(raffle, Idempotency_Key=KEY)
+    assert again.json == first.json
+    assert client.verify(raffle, again.json).json == {"has_won": True, "prize": "Bicycle"}
+
+
+@pytest.mark.parametrize("key", ["x" * 16, "x" * 255, '"8e03978e-40d5-43dd-bc93-6894a57f9324"', "!~" * 8])
+def test_a_key_is_16_to_255_visible_characters(client, key):
+    raffle = client.new_raffle()
+    assert client.participate(raffle, Idempotency_Key=key).json == client.participate(raffle, Idempotency_Key=key).json
+
+
+@pytest.mark.parametrize(
+    "key", ["", "x" * 15, "x" * 256, "x" * 8 + " " + "x" * 8, "é" * 16, f"{KEY}, {KEY}", "x" * 16 + "\x7f"]
+)
+def test_anything_else_is_refused(client, key):
+    raffle = client.new_raffle()
+    refusal = client.participate(raffle, status=400, Idempotency_Key=key.encode().decode("latin1"))
+    assert_problem(refusal, "Idempotency-Key must be 16 to 255 visible ASCII characters")
+    assert client.get(raffle).json["available_tickets"] == 3
+
+
+def test_a_raffle_that_does_not_exist_is_not_found_with_a_key_either(client):
+    assert_problem(client.participate(f"/raffles/{uuid.uuid4()}/", status=404, Idempotency_Key=KEY))
+
+
+@pytest.mark.parametrize("total", [1, 100])
+def test_the_same_key_ten_times_at_once_is_one_ticket_ten_times(serve, total):
+    server = serve()
+    body = {"name": "Fair", "total_tickets": total, "prizes": [{"name": "Bicycle", "amount": 1}]}
+    raffle = server.request("POST", "/raffles/", body)[1]["Location"]
+
+    def participate():
+        status, _, ticket = server.request("POST", f"{raffle}participate/", **{"Idempotency-Key": KEY})
+        return status, ticket["ticket_number"], ticket["verification_code"]
+
+    answers = at_once([participate] * 10)
+    assert answers == [answers[0]] * 10
+    assert answers[0][0] == 201
+    assert server.request("GET", raffle)[2]["available_tickets"] == total - 1
+
+
+def test_nothing_is_stored_that_reveals_the_key_or_the_code(client, database):
+    raffle = client.new_raffle()
+    code = client.participate(raffle, Idempotency_Key=KEY).json["verification_code"]
+    client.participate(raffle, Idempotency_Key=KEY)
+    with closing(sqlite3.connect(database)) as connection:
+        [(salt,)] = connection.execute("SELECT salt FROM ticket").fetchall()
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    stored = database.read_bytes()
+    assert salt in stored
+    key = KEY.encode()
+    digests = [hashlib.new(name, key).digest() for name in ("md5", "sha1", "sha256", "sha512")]
+    digests.append(hmac.digest(key, salt, "sha256"))
+    for secret in (key, uuid.UUID(KEY).bytes, *digests, *spellings(code)):
+        assert secret not in stored
+        assert secret.hex().encode() not in stored
