@@ -3,10 +3,12 @@
 This module speaks HTTP and no SQL; the rules of a raffle are in storage.py.
 """
 
+import argparse
 import ipaddress
 import json
 import logging
 import os
+import pkgutil
 import re
 import resource
 import signal
@@ -24,6 +26,8 @@ from waitress.parser import HTTPRequestParser, ParsingError, TransferEncodingNot
 from waitress.task import ErrorTask
 
 import storage
+
+VERSION = "1.0"
 
 MAX_BODY = 2**20  # bytes
 MAX_NAME = 200  # characters
@@ -105,17 +109,38 @@ def _integer(lowest, highest):
     return parse
 
 
-# name: (how its text is read, default)
+# name: (how its text is read, default, meaning)
 SETTINGS = {
-    "MANAGER_IPS": (_networks, []),
-    "RAFFLE_DATABASE": (str, "raffle.db"),
-    "RAFFLE_LISTEN": (_listen, "127.0.0.1:8080"),
+    "MANAGER_IPS": (
+        _networks,
+        [],
+        "comma-separated addresses or networks (10.0.0.1, 10.1.0.0/16, ::1) that may create raffles and draw winners; "
+        "none: nobody",
+    ),
+    "RAFFLE_DATABASE": (str, "raffle.db", "path of the SQLite file; created, readable by its owner only"),
+    "RAFFLE_LISTEN": (
+        _listen,
+        "127.0.0.1:8080",
+        "address and port ([::1]:8080 for IPv6); port 0 picks a free one, and the start line says which",
+    ),
     # Measured: from 12 to 48 threads issue as many tickets, and on a slow disk more threads share a commit.
-    "RAFFLE_THREADS": (_integer(1, 200), 32),
-    "RAFFLE_TRUSTED_PROXY": (_address, None),
-    "RAFFLE_TRUSTED_PROXY_COUNT": (_integer(1, 100), 1),
-    "RAFFLE_HOSTS": (_hosts, None),
-    "RAFFLE_IPV6_PREFIX": (_integer(1, 128), 128),
+    "RAFFLE_THREADS": (
+        _integer(1, 200),
+        32,
+        "requests that are worked on at the same time; more of them share a commit on a slow disk",
+    ),
+    "RAFFLE_TRUSTED_PROXY": (_address, None, "address of the one reverse proxy whose X-Forwarded-For is believed"),
+    "RAFFLE_TRUSTED_PROXY_COUNT": (_integer(1, 100), 1, "how many proxies stand in a row"),
+    "RAFFLE_HOSTS": (
+        _hosts,
+        None,
+        "comma-separated host names that are answered, another Host is 421; none: all are answered",
+    ),
+    "RAFFLE_IPV6_PREFIX": (
+        _integer(1, 128),
+        128,
+        "how many leading bits of an IPv6 address make one participant; 64 for the internet",
+    ),
 }
 
 
@@ -124,7 +149,7 @@ def setting(name, value=None):
 
     An empty environment variable counts as none. Raises SettingError.
     """
-    parse, default = SETTINGS[name]
+    parse, default, _ = SETTINGS[name]
     value = os.environ.get(name) if value is None else value
     try:
         return parse(value) if value else default
@@ -316,6 +341,9 @@ def create_app(database=None, manager_ips=None):
     if not managers:
         log.warning("MANAGER_IPS is empty: nobody can create raffles or draw winners")
 
+    # Beside this module, which may be called __main__, or with it in a zip file.
+    description = json.loads(pkgutil.get_data(storage.__name__, "openapi.json"))
+
     app = Bottle()
     # In place of Bottle's own close(), which does nothing here.
     app.close = weakref.finalize(app, raffles.close)
@@ -378,6 +406,19 @@ def create_app(database=None, manager_ips=None):
             raise HTTPError(404, "The path is not UTF-8")
         if not environ["PATH_INFO"].endswith("/"):
             environ["PATH_INFO"] += "/"
+
+    @app.get("/")
+    def index():
+        return {"raffles": "/raffles/", "description": "/openapi.json", "health": "/health"}
+
+    @app.get("/openapi.json/")
+    def openapi():
+        return description
+
+    @app.get("/health/")
+    def health():
+        raffles.check_health()
+        return {"status": "ok"}
 
     @app.post("/raffles/")
     def create_raffle():
@@ -545,8 +586,25 @@ def run(server):
     wasyncore.close_all(server._map)
 
 
+def parse_arguments():
+    """Answer --help and --version, which end the program; everything else is set in the environment."""
+    settings = "".join(
+        f"  {name} (default: {default or 'none'})\n      {meaning}\n"
+        for name, (_, default, meaning) in SETTINGS.items()
+    )
+    parser = argparse.ArgumentParser(
+        prog="raffle",
+        description="Serve raffles over HTTP.",
+        epilog=f"settings, read once at start from the environment:\n{settings}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"raffle {VERSION}")
+    parser.parse_args()
+
+
 def main():
     """Serve the application with waitress, as the environment says."""
+    parse_arguments()
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     # A thread that has hashed a code or written a row waits this long, in seconds, for one that computes
     # to let go of the interpreter. With the default of 0.005 the writing thread would starve under load.

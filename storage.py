@@ -12,6 +12,7 @@ import itertools
 import json
 import logging
 import os
+import pkgutil
 import secrets
 import sqlite3
 import threading
@@ -30,7 +31,6 @@ MAX_WINS_PER_PAGE = 10_000
 # be guessed; a code of 120 random bits is past guessing at the first iteration.
 ITERATIONS = 1_000
 
-SCHEMA = Path(__file__).with_name("schema.sql")
 APPLICATION_ID = 0x5261666C
 SCHEMA_VERSION = 1
 OLDEST_SQLITE = (3, 37)  # STRICT tables
@@ -120,7 +120,8 @@ class Storage:
                 self._writer.execute("PRAGMA cache_size = -131072")
                 self._writer.execute("PRAGMA wal_autocheckpoint = 10000")
                 if is_new:
-                    self._writer.executescript(SCHEMA.read_text(encoding="utf-8"))
+                    # Beside this module, or with it in a zip file.
+                    self._writer.executescript(pkgutil.get_data("storage", "schema.sql").decode())
                 on_failure.pop_all()
         except OSError as error:
             raise DatabaseRefused(f"{path} cannot be created: {error.strerror}") from error
@@ -151,6 +152,12 @@ class Storage:
                     # Only a statement that is running is interrupted: so until one is met.
                     self._writer.interrupt()
                 self._thread.join(0.01)
+
+    def check_health(self):
+        """Raise StorageUnavailable if the file cannot be read, or nothing would be written any more."""
+        self._read("SELECT sequence FROM raffle LIMIT 1")
+        if not self._thread.is_alive():
+            raise StorageUnavailable
 
     def create_raffle(self, name, total_tickets, prizes):
         """Create a raffle and return it as `get_raffle` does.

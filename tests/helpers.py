@@ -10,6 +10,7 @@ from contextlib import closing
 from pathlib import Path
 
 import webtest
+from description import assert_described
 
 import storage
 
@@ -19,7 +20,17 @@ ONE_PRIZE = [{"name": "Bicycle", "amount": 1}]
 
 
 class Client(webtest.TestApp):
-    """WebTest with the verbs of a raffle, each from the address of whoever acts."""
+    """WebTest with the verbs of a raffle, each from the address of whoever acts.
+
+    Every answer is held to openapi.json.
+    """
+
+    def do_request(self, req, status=None, expect_errors=None):
+        """Send a request as WebTest does."""
+        method, path = req.method, req.environ["PATH_INFO"]  # as it is now: the application changes it
+        response = super().do_request(req, status, expect_errors)
+        assert_described(method, path, response.status_int, response.headers, response.body)
+        return response
 
     def request_from(self, address, method, path, body=None, status=None, **headers):
         """Send a request, its body as JSON unless it is bytes already."""

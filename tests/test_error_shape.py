@@ -28,7 +28,6 @@ TICKET = {"ticket_number": 1, "verification_code": "x"}
         ("POST", f"{UNKNOWN}winners/", None, 404),
         ("GET", f"{UNKNOWN}winners/", None, 404),
         ("POST", f"{UNKNOWN}verify-ticket/", TICKET, 404),
-        ("GET", "/", None, 404),
         ("GET", "/nothing/here", None, 404),
     ],
 )

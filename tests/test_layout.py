@@ -44,7 +44,7 @@ def test_the_top_level_is_what_the_project_says_it_is():
     if listed.returncode:
         pytest.skip("not a git checkout")
     top = {path.split("/")[0] for path in listed.stdout.splitlines() if not path.startswith(".")}
-    assert top == {"raffle.py", "storage.py", "schema.sql", "tests", "requirements.txt", "README.md"}
+    assert top == {"raffle.py", "storage.py", "schema.sql", "openapi.json", "tests", "requirements.txt", "README.md"}
 
 
 def test_requirements_are_pinned():

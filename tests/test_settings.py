@@ -18,6 +18,7 @@ def refusal(monkeypatch, **environment):
     """Start the program, which must refuse, and return the sentence it ends with."""
     for name, value in environment.items():
         monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr("sys.argv", ["raffle.py"])
     monkeypatch.setattr("waitress.create_server", lambda *_, **__: pytest.fail("the program starts"))
     with pytest.raises(SystemExit) as stopped:
         raffle.main()

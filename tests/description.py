@@ -1,0 +1,96 @@
+"""Holds answers to openapi.json, as far as JSON Schema is used there."""
+
+import json
+import re
+from pathlib import Path
+
+DESCRIPTION = json.loads(Path(__file__).parent.with_name("openapi.json").read_text(encoding="utf-8"))
+TYPES = {
+    "object": dict,
+    "array": list,
+    "string": str,
+    "integer": int,
+    "boolean": bool,
+    "null": type(None),
+}
+FORMATS = {
+    "uuid": r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}",
+    "date-time": r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ",
+}
+UNDERSTOOD = {"type", "format", "pattern", "minLength", "maxLength", "minimum", "maximum", "const", "required"}
+UNDERSTOOD |= {"properties", "additionalProperties", "items", "minItems", "maxItems", "oneOf", "description", "default"}
+
+
+def resolve(value):
+    """Follow a $ref, if the value is one."""
+    if "$ref" in value:
+        target = DESCRIPTION
+        for name in value["$ref"].split("/")[1:]:
+            target = target[name]
+        return target
+    return value
+
+
+def fits(value, schema):
+    """Return whether a value is what a schema describes."""
+    schema = resolve(schema)
+    assert set(schema) <= UNDERSTOOD, schema
+    kind = schema.get("type")
+    if kind and (not isinstance(value, TYPES[kind]) or (kind == "integer" and isinstance(value, bool))):
+        return False
+    if "const" in schema and value != schema["const"]:
+        return False
+    if "oneOf" in schema and sum(fits(value, one) for one in schema["oneOf"]) != 1:
+        return False
+    if isinstance(value, str):
+        return (
+            schema.get("minLength", 0) <= len(value) <= schema.get("maxLength", len(value))
+            and re.search(schema.get("pattern", ""), value) is not None
+            and re.fullmatch(FORMATS.get(schema.get("format"), ".*"), value, re.DOTALL) is not None
+        )
+    if isinstance(value, int):
+        return schema.get("minimum", value) <= value <= schema.get("maximum", value)
+    if isinstance(value, list):
+        few = schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value))
+        return few and all(fits(item, schema.get("items", {})) for item in value)
+    if isinstance(value, dict):
+        properties = schema.get("properties", {})
+        return (
+            set(schema.get("required", [])) <= set(value)
+            and (schema.get("additionalProperties", True) or set(value) <= set(properties))
+            and all(fits(value[name], properties[name]) for name in set(value) & set(properties))
+        )
+    return True
+
+
+def described_path(path):
+    """Return the path of the description that a request's path belongs to, or None."""
+    for template in DESCRIPTION["paths"]:
+        pattern = re.escape(template.rstrip("/")).replace(r"\{raffle_id\}", "[^/]+")
+        if re.fullmatch(f"{pattern}/?", path.partition("?")[0]):
+            return template
+    return None
+
+
+def assert_described(method, path, status, headers, body):
+    """Check that an answer is one that the description announces for the request."""
+    template = described_path(path)
+    if template is None:
+        assert status in (404, 421), (method, path, status)
+        return
+    operation = DESCRIPTION["paths"][template].get({"HEAD": "get"}.get(method, method.lower()))
+    if operation is None:
+        assert status in (403, 405, 421), (method, path, status)
+        return
+    assert str(status) in operation["responses"], (method, path, status)
+    response = resolve(operation["responses"][str(status)])
+    for name, header in response["headers"].items():
+        header = resolve(header)
+        assert name in headers or not header.get("required"), (name, method, path, status)
+        if name in headers:
+            kind = header["schema"].get("type")
+            assert fits(int(headers[name]) if kind == "integer" else headers[name], header["schema"]), (name, headers)
+    ((content_type, content),) = response["content"].items()
+    assert headers["Content-Type"] == content_type
+    if method != "HEAD":
+        assert fits(json.loads(body), content["schema"]), (method, path, status, body[:500])

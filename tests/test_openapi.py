@@ -1,0 +1,94 @@
+"""openapi.json describes what is served. What every test's client is answered is held to it as well: see helpers."""
+
+import copy
+from contextlib import closing
+
+import pytest
+from description import DESCRIPTION, assert_described, fits, resolve
+from helpers import assert_problem
+
+import raffle
+import storage
+
+
+def test_the_description_is_served(client):
+    response = client.get("/openapi.json")
+    assert response.json == DESCRIPTION
+    assert response.json["info"]["version"] == raffle.VERSION
+
+
+def test_every_route_is_described_and_nothing_else(database):
+    with closing(raffle.create_app(database)) as app:
+        routes = {(route.rule.rstrip("/"), route.method) for route in app.routes}
+    described = {
+        (path.replace("{", "<").replace("}", ">").rstrip("/"), method.upper())
+        for path, operations in DESCRIPTION["paths"].items()
+        for method in set(operations) - {"parameters"}
+    }
+    assert routes == described
+
+
+def test_the_bounds_are_those_of_the_service():
+    schemas, paths = DESCRIPTION["components"]["schemas"], DESCRIPTION["paths"]
+    new = schemas["NewRaffle"]["properties"]
+    assert new["total_tickets"]["maximum"] == storage.MAX_TICKETS
+    assert resolve(new["name"])["maxLength"] == raffle.MAX_NAME
+    for path, longest in (
+        ("/raffles/", storage.MAX_RAFFLES_PER_PAGE),
+        ("/raffles/{raffle_id}/winners/", storage.MAX_WINS_PER_PAGE),
+    ):
+        limit, _ = paths[path]["get"]["parameters"]
+        assert limit["schema"]["maximum"] == limit["schema"]["default"] == longest
+
+
+def test_every_name_in_the_description_leads_somewhere():
+    def walk(value):
+        if isinstance(value, dict):
+            resolve(value)
+            for inner in value.values():
+                walk(inner)
+        elif isinstance(value, list):
+            for inner in value:
+                walk(inner)
+
+    walk(DESCRIPTION)
+
+
+def test_an_answer_that_is_not_as_described_is_noticed(client):
+    path = client.new_raffle()
+    good = client.get(path).json
+    schema = {"$ref": "#/components/schemas/Raffle"}
+    assert fits(good, schema)
+    changes = {"id": "x", "name": "", "total_tickets": True, "prizes": [], "created_at": None, "more": 1}
+    for name, value in changes.items():
+        assert not fits({**copy.deepcopy(good), name: value}, schema)
+    response = client.get(path)
+    for status in (201, 400, 418):
+        with pytest.raises(AssertionError):
+            assert_described("GET", path, status, response.headers, response.body)
+    with pytest.raises(AssertionError):
+        assert_described("GET", path, 200, {"Content-Type": "application/json"}, response.body)
+
+
+def test_the_index_leads_to_what_there_is(client):
+    links = client.get("/").json
+    assert list(links) == ["raffles", "description", "health"]
+    for link in links.values():
+        assert client.get(link).status_int == 200
+
+
+def test_health_says_whether_the_database_can_be_read_and_written(client, database, monkeypatch):
+    assert client.get("/health").json == {"status": "ok"}
+
+    def unavailable(*arguments):
+        raise storage.StorageUnavailable
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage.Storage, "_read", unavailable)
+        assert_problem(client.get("/health", status=503))
+    assert client.get("/health").json == {"status": "ok"}
+
+
+def test_health_notices_a_writing_thread_that_has_ended(client, monkeypatch):
+    monkeypatch.setattr("threading.Thread.is_alive", lambda thread: thread.name != "raffle-writer")
+    assert_problem(client.get("/health", status=503))
