@@ -10,13 +10,13 @@ import logging
 import os
 import pkgutil
 import re
-import resource
 import signal
 import sys
 import threading
 import time
 import weakref
-from contextlib import closing
+from collections import Counter
+from contextlib import closing, suppress
 
 import waitress
 from bottle import Bottle, HTTPError, request, response
@@ -213,8 +213,7 @@ def _no_constant(name):
 def _unique_members(pairs):
     members = dict(pairs)
     if len(members) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        [(twice, _)] = Counter(name for name, _ in pairs).most_common(1)
         raise ValueError(f"the member {twice!r} is there twice")
     return members
 
@@ -340,6 +339,8 @@ def create_app(database=None, manager_ips=None):
         raise SettingError(f"RAFFLE_DATABASE: {error}") from error
     if not managers:
         log.warning("MANAGER_IPS is empty: nobody can create raffles or draw winners")
+    if proxy and any(proxy in network for network in managers):
+        log.warning("MANAGER_IPS lists RAFFLE_TRUSTED_PROXY: what it sends without X-Forwarded-For is a manager's")
 
     # Beside this module, which may be called __main__, or with it in a zip file.
     description = json.loads(pkgutil.get_data(storage.__name__, "openapi.json"))
@@ -381,12 +382,6 @@ def create_app(database=None, manager_ips=None):
                 "A request from RAFFLE_TRUSTED_PROXY had no X-Forwarded-For, and counts as the proxy's own. "
                 "If it was a client's, then all clients are one participant: have the proxy set the header"
             )
-        elif any(header in environ for header in FORWARDING_HEADERS):
-            warn_once(
-                "A request from %s says who it was forwarded for, and was not believed. If a reverse proxy "
-                "is there, all its clients are one participant until RAFFLE_TRUSTED_PROXY names it",
-                address,
-            )
         return address
 
     def require_manager():
@@ -395,9 +390,21 @@ def create_app(database=None, manager_ips=None):
             raise HTTPError(403, "Your ip address is not a manager's")
         return address
 
+    def notice_proxy():
+        if any(header in request.environ for header in FORWARDING_HEADERS):
+            with suppress(ValueError):
+                peer = _address(request.environ.get("REMOTE_ADDR", ""))
+                if peer != proxy:
+                    warn_once(
+                        "A request from %s says who it was forwarded for, and is not believed. If a reverse proxy "
+                        "is there, all its clients are one participant until RAFFLE_TRUSTED_PROXY names it",
+                        peer,
+                    )
+
     @app.hook("before_request")
     def prepare():
         environ = request.environ
+        notice_proxy()
         if hosts and re.sub(r":[0-9]*$", "", environ.get("HTTP_HOST", "")).lower() not in hosts:
             raise HTTPError(421, "This host name is not served here")
         refuse_cross_site()
@@ -527,8 +534,10 @@ class Channel(HTTPChannel):
         with self.requests_lock:
             if len(self.requests) > 1:
                 self.requests[0].headers["CONNECTION"] = "close"
-        super().service()
-        self.serving = False
+        try:
+            super().service()
+        finally:
+            self.serving = False
 
 
 def close_stalled(server):
@@ -604,6 +613,8 @@ def parse_arguments():
 
 def main():
     """Serve the application with waitress, as the environment says."""
+    import resource  # which POSIX has; create_app() works anywhere
+
     parse_arguments()
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     # A thread that has hashed a code or written a row waits this long, in seconds, for one that computes
@@ -611,8 +622,9 @@ def main():
     sys.setswitchinterval(0.001)
     # 1,024 are usual, but each connection has a file descriptor, and two more while long bodies are on the way.
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if 0 <= soft < 2048:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(2048, hard) if hard >= 0 else 2048, hard))
+    wanted = 2048 if hard == resource.RLIM_INFINITY else min(2048, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     try:
         listen, threads = setting("RAFFLE_LISTEN"), setting("RAFFLE_THREADS")
         app = create_app()
@@ -634,7 +646,7 @@ def main():
                 # As much as common proxies pass on.
                 max_request_header_size=32 * 1024,
                 # Larger bodies than the application reads, so that it can say what is wrong with them.
-                max_request_body_size=4 * MAX_BODY,
+                max_request_body_size=2 * MAX_BODY,
                 # The application reads them itself: see client_address.
                 clear_untrusted_proxy_headers=False,
                 # Nobody needs to know what serves.

@@ -127,11 +127,14 @@ class Storage:
             raise DatabaseRefused(f"{path} cannot be created: {error.strerror}") from error
         except sqlite3.Error as error:
             raise DatabaseRefused(f"{path} cannot be opened: {error}") from error
+        # Asked now and then by a statement that takes long: whether to give up.
+        self._writer.set_progress_handler(lambda: self._overdue, 100_000)
         self._readers = []
         self._waiting = {}
         self._failing = False
         self._drawing = threading.Lock()
         self._closing = False
+        self._overdue = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._write_batches, name="raffle-writer", daemon=True)
         self._thread.start()
@@ -147,11 +150,8 @@ class Storage:
         # An application that nobody refers to any more may be collected, and closed, in any thread.
         if threading.current_thread() is not self._thread:
             self._thread.join(CLOSE_TIMEOUT)
-            while self._thread.is_alive():
-                with suppress(sqlite3.ProgrammingError):  # closed in this moment
-                    # Only a statement that is running is interrupted: so until one is met.
-                    self._writer.interrupt()
-                self._thread.join(0.01)
+            self._overdue = True
+            self._thread.join()
 
     def check_health(self):
         """Raise StorageUnavailable if the file cannot be read, or nothing would be written any more."""

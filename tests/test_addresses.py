@@ -73,6 +73,15 @@ def test_a_trusted_proxy_says_who_the_client_is(serve, program, settings, forwar
     assert server.request("GET", headers["Location"])[2]["available_tickets"] == 9 - participants
 
 
+def test_the_log_warns_of_a_proxy_that_is_a_manager(database, monkeypatch, caplog):
+    monkeypatch.setenv("RAFFLE_TRUSTED_PROXY", "10.7.7.7")
+    with closing(raffle.create_app(database, "10.0.0.0/8")):
+        assert [message.partition(":")[0] for message in caplog.messages] == ["MANAGER_IPS lists RAFFLE_TRUSTED_PROXY"]
+    caplog.clear()
+    with closing(raffle.create_app(database, "10.0.0.1")):
+        assert caplog.messages == []
+
+
 @pytest.fixture
 def behind_proxy(database, monkeypatch):
     monkeypatch.setenv("RAFFLE_TRUSTED_PROXY", "10.7.7.7")
@@ -121,15 +130,17 @@ def test_fewer_entries_than_there_are_proxies_name_nobody(database, monkeypatch)
 def test_the_log_says_once_that_a_proxy_may_stand_in_front(client, caplog, header):
     path = client.new_raffle()
     for address in ("10.1.0.1", "10.1.0.2"):
+        client.request_from(address, "GET", path, status=200, **{header: "10.1.0.9"})
         client.request_from(address, "POST", f"{path}participate/", status=201, **{header: "10.1.0.9"})
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warnings) == 1
-    assert warnings[0].startswith("A request from 10.1.0.1 says who it was forwarded for, and was not believed.")
+    assert warnings[0].startswith("A request from 10.1.0.1 says who it was forwarded for, and is not believed.")
     assert "RAFFLE_TRUSTED_PROXY" in warnings[0]
 
 
 def test_the_log_says_once_that_the_proxy_sends_no_header(behind_proxy, caplog):
     path = behind_proxy.new_raffle()
+    caplog.clear()
     behind_proxy.request_from("10.7.7.7", "POST", "/raffles/", b"{", status=400)
     behind_proxy.participate(path, "10.7.7.7")
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]

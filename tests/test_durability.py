@@ -20,6 +20,14 @@ from helpers import ONE_PRIZE, fill
 CRASHES = int(os.environ.get("RAFFLE_TEST_CRASHES", "30"))
 
 
+SMALL_BUFFERS = """
+import socket, raffle
+from waitress.adjustments import Adjustments
+Adjustments.socket_options.append((socket.SOL_SOCKET, socket.SO_SNDBUF, 4096))
+raffle.main()
+"""
+
+
 def create(server, total_tickets, prizes=ONE_PRIZE):
     body = {"name": "Fair", "total_tickets": total_tickets, "prizes": prizes}
     status, headers, _ = server.request("POST", "/raffles/", body)
@@ -221,7 +229,8 @@ def test_of_requests_that_come_at_once_on_a_connection_only_the_first_is_answere
 
 def test_clients_that_never_read_hold_neither_threads_nor_memory_nor_the_wal(serve, database):
     raffle = fill(database, 10_000, [{"name": "x" * 200, "amount": 10_000}])
-    server = serve()
+    # The system would take two megabytes for each of them.
+    server = serve(program=("-c", SMALL_BUFFERS))
     assert len(server.request("POST", f"{raffle}winners/")[2]) == 10_000
 
     def resident():

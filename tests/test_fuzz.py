@@ -48,6 +48,7 @@ NASTY_BODIES = [
     b"\xef\xbb\xbf{}",
     b'{"name": "\xff"}',
     b'{"a": 1, "a": 2}',
+    b"{" + b"".join(b'"%d":0,' % n for n in range(50_000)) + b'"49999":0}',
     b"[" * 100_000,
     b'{"a":' * 50_000,
     b"9" * 10_000,

@@ -9,9 +9,14 @@ from pathlib import Path
 import pytest
 from helpers import ONE_PRIZE, fill
 
+# A server whose system takes little of what it sends, so that what is not read stays with it; it bears
+# stalling clients for 3 seconds only, but waits for a lock longer than that.
 IMPATIENT = """
-import raffle
-raffle.STALLED = 1
+import socket, raffle, storage
+from waitress.adjustments import Adjustments
+Adjustments.socket_options.append((socket.SOL_SOCKET, socket.SO_SNDBUF, 4096))
+raffle.STALLED = 3
+storage.BUSY_TIMEOUT = 5
 raffle.main()
 """
 
@@ -86,7 +91,6 @@ def test_who_stalls_is_closed_and_who_is_served_is_not(serve, sold_out, database
 
     wait_for(lambda: sockets() == 1)
     with ExitStack() as stack:
-        # Longer than a stalling client is borne, the service waits for a lock.
         other = stack.enter_context(closing(sqlite3.connect(database)))
         other.execute("BEGIN IMMEDIATE")
         answers = []
