@@ -24,6 +24,7 @@ from waitress import wasyncore
 from waitress.channel import HTTPChannel
 from waitress.parser import HTTPRequestParser, ParsingError, TransferEncodingNotImplemented
 from waitress.task import ErrorTask
+from waitress.utilities import BadRequest
 
 import storage
 
@@ -372,7 +373,7 @@ def create_app(database=None, manager_ips=None):
             address = _address(text)
             if address == proxy and "HTTP_X_FORWARDED_FOR" in environ:
                 text = environ["HTTP_X_FORWARDED_FOR"]
-                text = text.split(",")[-proxy_count].strip()
+                text = text.split(",")[-proxy_count].strip(" \t")
                 return _address(text)
         except (ValueError, IndexError):
             log.warning("A request came from %.100r, which is no address", text)
@@ -504,10 +505,23 @@ class Request(HTTPRequestParser):
             # Half an IPv6 address as the host, or a Content-Length of thousands of digits: waitress would log
             # a traceback. Or an unknown transfer coding, which is no failure of the server.
             raise ParsingError("Malformed request") from None
+        else:
+            # Two lengths are how a request is smuggled past a proxy (RFC 9112, 6.1).
+            if self.chunked and "CONTENT_LENGTH" in self.headers:
+                raise ParsingError("Both Content-Length and Transfer-Encoding")
         finally:
             # waitress would send 100 Continue, and then wait for a body for ever.
             if not self.body_rcv or self.content_length >= self.adj.max_request_body_size:
                 self.expect_continue = False
+
+    def received(self, data):
+        """Take in some bytes, and return how many of them."""
+        consumed = super().received(data)
+        # Every chunk costs the loop of waitress, which is everybody's, some microseconds, be it of a byte only.
+        if self.chunked and self.body_bytes_received > max(2**16, 2 * len(self.body_rcv)):
+            self.error = BadRequest("More than half of the body is chunk headers")
+            self.completed = True
+        return consumed
 
 
 class Refusal(ErrorTask):

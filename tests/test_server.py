@@ -12,6 +12,9 @@ from contextlib import closing
 
 import pytest
 from helpers import ROOT
+from waitress.adjustments import Adjustments
+
+import raffle
 
 PARTICIPANTS = 500
 PRIZES = [{"name": "Bicycle", "amount": 1}, {"name": "Book", "amount": 30}, {"name": "Pen", "amount": 69}]
@@ -138,10 +141,37 @@ def test_a_server_goes_on_after_requests_that_no_client_library_would_send(serve
     )
     body = json.dumps({"name": "Fair", "total_tickets": 1, "prizes": PRIZES[:1]}).encode()
     assert raw(server, chunked + b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)).startswith(b"HTTP/1.1 201")
-    assert raw(server, chunked + b"200000\r\n%s\r\n0\r\n\r\n" % (b" " * 2**21)).startswith(b"HTTP/1.1 413")
-    assert server.request("POST", "/raffles/", {"name": "x" * 2**21})[0] == 413
+    long = b" " * (2**21 - 100)
+    assert raw(server, chunked + b"%x\r\n%s\r\n0\r\n\r\n" % (len(long), long)).startswith(b"HTTP/1.1 413")
+    both = chunked.replace(b"Host: x", b"Content-Length: 5")
+    assert raw(server, both + b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)).startswith(b"HTTP/1.1 400")
+    assert server.request("POST", "/raffles/", {"name": "x" * (2**21 - 100)})[0] == 413
     assert len(server.request("GET", "/raffles/")[2]) == 1
     assert "Traceback" not in server.log.read_text()
+
+
+@pytest.mark.parametrize("piece", [b"1\r\nx\r\n", b"1;" + b"x" * 100 + b"\r\nx\r\n", b"1;" + b"x" * 2**17])
+def test_a_body_that_is_mostly_chunk_headers_is_refused_before_it_wears_the_server_down(piece):
+    request = raffle.Request(Adjustments())
+    request.received(b"POST /raffles/ HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n")
+    data = piece * (2**18 // len(piece) + 1)
+    while not request.completed:
+        assert request.received(data[:8192])
+        data = data[8192:]
+    assert request.error.code == 400
+    assert request.body_bytes_received < 2**17
+    request.close()
+
+
+def test_a_body_in_chunks_of_a_usual_size_is_not_refused():
+    request = raffle.Request(Adjustments())
+    request.received(b"POST /raffles/ HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n")
+    for _ in range(2**14):
+        request.received(b"40\r\n" + b"x" * 64 + b"\r\n")
+    request.received(b"0\r\n\r\n")
+    assert request.completed
+    assert not request.error
+    request.close()
 
 
 def test_waitress_serve_can_call_the_application_factory(tmp_path):
