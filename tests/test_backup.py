@@ -19,7 +19,7 @@ def backup(directory):
 
 def test_a_backup_made_under_load_restores_to_a_consistent_raffle(serve, tmp_path, database):
     server = serve()
-    total = 2_000
+    total = 1_000
     raffle = server.request("POST", "/raffles/", {"name": "Fair", "total_tickets": total, "prizes": ONE_PRIZE})[1][
         "Location"
     ]

@@ -9,7 +9,7 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 
-REQUESTS = int(os.environ.get("RAFFLE_TEST_FUZZ", "5000"))
+REQUESTS = int(os.environ.get("RAFFLE_TEST_FUZZ", "4000"))
 CLIENTS = 8
 
 NASTY_VALUES = [
