@@ -17,6 +17,10 @@ import time
 import weakref
 from collections import Counter
 from contextlib import closing, suppress
+from hashlib import sha256
+from pathlib import Path
+from urllib.parse import urljoin
+from urllib.request import urlopen
 
 import waitress
 from bottle import Bottle, HTTPError, request, response
@@ -32,7 +36,15 @@ VERSION = "1.0"
 
 MAX_BODY = 2**20  # bytes
 MAX_NAME = 200  # characters
+MAX_RANDOMNESS = 1_000  # characters
 STALLED = 30  # seconds that a client may let a connection rest, or take to send a request
+# Members of a raffle, and their names in the receipt of its draw.
+RAFFLE_IN_RECEIPT = {
+    "id": "raffle_id",
+    "total_tickets": "total_tickets",
+    "prizes": "prizes",
+    "draw_commitment": "draw_commitment",
+}
 FORWARDING_HEADERS = ("HTTP_X_FORWARDED_FOR", "HTTP_FORWARDED", "HTTP_X_REAL_IP", "HTTP_CLIENT_IP")
 
 REFUSALS = {
@@ -46,6 +58,7 @@ REFUSALS = {
     storage.AlreadyParticipated: (403, "Your ip address has already participated in this raffle"),
     storage.WinnersAlreadyDrawn: (403, "Winners for the raffle have already been drawn"),
     storage.TicketsStillAvailable: (403, "Winners can't be drawn when tickets are still available"),
+    storage.ReceiptNotFound: (404, "Winners for the raffle have not been drawn yet"),
     storage.WinnersNotDrawn: (400, "Winners for the raffle have not been drawn yet"),
     storage.InvalidVerificationCode: (400, "Invalid verification code"),
     storage.StorageUnavailable: (503, "The raffles cannot be stored or read at the moment"),
@@ -180,6 +193,11 @@ def refuse_cross_site():
         raise HTTPError(403, "A page of another site must not send this request")
 
 
+def has_body():
+    """Return whether the request has a body, be it of one byte."""
+    return request.environ.get("CONTENT_LENGTH") not in (None, "", "0")
+
+
 def json_object():
     """Return the request's body, one JSON object, as a dict. Raises HTTPError 415, 413, 400."""
     if request.content_type.partition(";")[0].strip() != "application/json":
@@ -224,12 +242,20 @@ def _require(valid, member, expected):
         raise HTTPError(400, f"{member} must be {expected}")
 
 
+def _is_text(value, longest):
+    # Half a surrogate pair is no character.
+    return isinstance(value, str) and 1 <= len(value) <= longest and not re.search("[\ud800-\udfff]", value)
+
+
 def require_name(value, member):
     """Raise HTTPError 400 if the value of `member` is not a name that can be stored."""
-    valid = isinstance(value, str) and 1 <= len(value) <= MAX_NAME and not value.isspace()
-    # Half a surrogate pair is no character.
-    valid = valid and not re.search("[\ud800-\udfff]", value)
+    valid = _is_text(value, MAX_NAME) and not value.isspace()
     _require(valid, member, f"a string of 1 to {MAX_NAME} characters, not blank")
+
+
+def require_randomness(value, member):
+    """Raise HTTPError 400 if the value of `member` is not text that can be stored and looked up."""
+    _require(_is_text(value, MAX_RANDOMNESS), member, f"a string of 1 to {MAX_RANDOMNESS} characters")
 
 
 def require_integer(value, member, highest=storage.MAX_TICKETS):
@@ -466,7 +492,12 @@ def create_app(database=None, manager_ips=None):
     @app.post("/raffles/<raffle_id>/winners/")
     def draw_winners(raffle_id):
         manager = require_manager()
-        page, cursor = raffles.draw_winners(raffle_id)
+        randomness = None
+        if has_body():
+            # A draw is for ever: so what looks as if it should have been public_randomness is no draw without it.
+            randomness = json_object().get("public_randomness")
+            require_randomness(randomness, "public_randomness")
+        page, cursor = raffles.draw_winners(raffle_id, randomness)
         log.info("Winners of raffle %s drawn by %s", raffle_id, manager)
         response.status = 201
         link_next(f"/raffles/{raffle_id}/winners/", cursor)
@@ -477,6 +508,10 @@ def create_app(database=None, manager_ips=None):
         page, cursor = raffles.list_winners(raffle_id, *page_query(storage.MAX_WINS_PER_PAGE))
         link_next(f"/raffles/{raffle_id}/winners/", cursor)
         return page
+
+    @app.get("/raffles/<raffle_id>/draw/")
+    def get_receipt(raffle_id):
+        return raffles.get_receipt(raffle_id)
 
     @app.post("/raffles/<raffle_id>/verify-ticket/")
     def verify_ticket(raffle_id):
@@ -609,27 +644,104 @@ def run(server):
     wasyncore.close_all(server._map)
 
 
+# What anyone can check
+
+
+def fetch(source):
+    """Return what a file or an address holds, from JSON, and the address of its next page or None.
+
+    Raises OSError, ValueError.
+    """
+    if not re.match("https?://", source):
+        return json.loads(Path(source).read_text(encoding="utf-8")), None
+    with urlopen(source, timeout=60) as answer:
+        link = re.match(r'<(.*)>; rel="next"', answer.headers.get("Link", ""))
+        return json.load(answer), link and urljoin(source, link[1])
+
+
+def check_draw(receipt, wins):
+    """Yield a sentence on each thing that can be checked of a draw, and whether it holds.
+
+    receipt: as GET /raffles/<id>/draw/ gives it. wins: all that GET
+    /raffles/<id>/winners/ lists. Raises KeyError, TypeError, ValueError if they
+    are not of that form.
+    """
+    secret, total = bytes.fromhex(receipt["secret"]), receipt["total_tickets"]
+    prizes = [(prize["name"], prize["amount"]) for prize in receipt["prizes"]]
+    listed = [(win["ticket_number"], win["prize"]) for win in wins]
+    amount = sum(amount for _, amount in prizes)
+    yield f"The draw was made by {storage.ALGORITHM}", receipt["algorithm"] == storage.ALGORITHM
+    yield "The secret is the one that was committed to", sha256(secret).hexdigest() == receipt["draw_commitment"]
+    yield f"There are {amount} wins, as many as prizes, for {total} tickets", len(listed) == amount <= total
+    yield "No ticket wins twice", len({number for number, _ in listed}) == len(listed)
+    # One prize too many would keep this busy for ever.
+    if amount == len(listed) <= total:
+        inputs = receipt["raffle_id"], secret, receipt["public_randomness"], total, amount
+        drawn = zip(storage.winning_numbers(*inputs), storage.names_of_wins(prizes))
+        yield "The winners follow from the secret and the public randomness", list(drawn) == listed
+    yield "The list of wins is the one of the receipt", storage.digest_of_wins(listed) == receipt["wins_sha256"]
+    yield "The last ticket went out before the draw", receipt["sold_out_at"] <= receipt["drawn_at"]
+
+
+def check(sources):
+    """Print what holds of the draw at a raffle's address, or of a saved receipt and list of wins; return 0 or 1."""
+    try:
+        if len(sources) == 1:
+            raffle, _ = fetch(sources[0])
+            receipt, _ = fetch(urljoin(f"{sources[0].rstrip('/')}/", "draw/"))
+            wins, page = fetch(urljoin(f"{sources[0].rstrip('/')}/", "winners/"))
+            while page:
+                more, page = fetch(page)
+                wins += more
+            same = [raffle[name] == receipt[key] for name, key in RAFFLE_IN_RECEIPT.items()]
+            results = [("The receipt is of this raffle, its tickets and its prizes", all(same))]
+        else:
+            (receipt, _), (wins, _) = map(fetch, sources)
+            results = []
+        results += check_draw(receipt, wins)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        print(f"NOT CHECKED  This is no receipt and list of wins: {error}")
+        return 1
+    for sentence, holds in results:
+        print(f"{'holds' if holds else 'FAILS':5}  {sentence}")
+    return 0 if all(holds for _, holds in results) else 1
+
+
+# The program
+
+
 def parse_arguments():
-    """Answer --help and --version, which end the program; everything else is set in the environment."""
+    """Return the sources to check, or none to serve; --help and --version end the program.
+
+    Everything else is set in the environment.
+    """
     settings = "".join(
         f"  {name} (default: {default or 'none'})\n      {meaning}\n"
         for name, (_, default, meaning) in SETTINGS.items()
     )
     parser = argparse.ArgumentParser(
         prog="raffle",
-        description="Serve raffles over HTTP.",
+        description="Serve raffles over HTTP, or check a draw.",
         epilog=f"settings, read once at start from the environment:\n{settings}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"raffle {VERSION}")
-    parser.parse_args()
+    command = parser.add_subparsers(metavar="").add_parser("check", help="check a draw, and exit with 0 if it holds")
+    command.add_argument("sources", nargs="+", help="the raffle's address, or a saved receipt and a saved list of wins")
+    arguments = parser.parse_args()
+    sources = getattr(arguments, "sources", [])
+    if len(sources) > 2:
+        command.error("one address, or two files")
+    return sources
 
 
 def main():
     """Serve the application with waitress, as the environment says."""
     import resource  # which POSIX has; create_app() works anywhere
 
-    parse_arguments()
+    sources = parse_arguments()
+    if sources:
+        sys.exit(check(sources))
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     # A thread that has hashed a code or written a row waits this long, in seconds, for one that computes
     # to let go of the interpreter. With the default of 0.005 the writing thread would starve under load.

@@ -5,7 +5,7 @@ BEGIN IMMEDIATE;
 
 -- Whose file this is, and of which version: read before anything is written to it.
 PRAGMA application_id = 0x5261666C; -- "Rafl"
-PRAGMA user_version = 1;
+PRAGMA user_version = 2;
 
 CREATE TABLE IF NOT EXISTS raffle (
     -- Counts up with every raffle: short to refer to, and the key that pages are read by.
@@ -16,7 +16,14 @@ CREATE TABLE IF NOT EXISTS raffle (
     available_tickets INTEGER NOT NULL CHECK (available_tickets BETWEEN 0 AND total_tickets),
     -- Not marked as drawn while tickets are available, whatever the code does.
     winners_drawn INTEGER NOT NULL DEFAULT 0 CHECK (winners_drawn = 0 OR (winners_drawn = 1 AND available_tickets = 0)),
-    created_at TEXT NOT NULL
+    created_at TEXT NOT NULL,
+    -- Its hash is published with the raffle, itself after the draw.
+    secret BLOB NOT NULL CHECK (length(secret) = 32),
+    sold_out_at TEXT CHECK ((sold_out_at IS NULL) = (available_tickets > 0)),
+    -- What the receipt of the draw adds.
+    drawn_at TEXT CHECK ((drawn_at IS NULL) = (winners_drawn = 0)),
+    public_randomness TEXT CHECK ((public_randomness IS NULL) = (winners_drawn = 0)),
+    wins_sha256 TEXT CHECK ((wins_sha256 IS NULL) = (winners_drawn = 0))
 ) STRICT;
 
 CREATE TABLE IF NOT EXISTS prize (

@@ -15,6 +15,7 @@ import os
 import pkgutil
 import secrets
 import sqlite3
+import struct
 import threading
 import uuid
 from array import array
@@ -32,9 +33,10 @@ MAX_WINS_PER_PAGE = 10_000
 ITERATIONS = 1_000
 
 APPLICATION_ID = 0x5261666C
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 OLDEST_SQLITE = (3, 37)  # STRICT tables
 WINS_PER_STATEMENT = 10_000
+ALGORITHM = "raffle-draw-1"  # name and version
 BUSY_TIMEOUT = 2  # seconds to wait for another program's lock on the file
 CLOSE_TIMEOUT = 1  # seconds to wait for writes when the storage is closed
 
@@ -81,6 +83,10 @@ class WinnersNotDrawn(Exception):
     """The draw of the raffle has not taken place yet."""
 
 
+class ReceiptNotFound(Exception):
+    """The draw of the raffle has not taken place yet, so there is no receipt of it."""
+
+
 class InvalidVerificationCode(Exception):
     """No ticket of the raffle has this number and this verification code."""
 
@@ -96,7 +102,7 @@ class Storage:
         """Open the database at `path` (str or path-like), or create it, readable by its owner only.
 
         Raises SQLiteTooOld, or DatabaseRefused if the file cannot be opened, is
-        not a raffle's or was made by a newer version of this program.
+        not a raffle's or was made by another version of this program.
         """
         if sqlite3.sqlite_version_info < OLDEST_SQLITE:
             raise SQLiteTooOld(f"SQLite 3.37 or newer is needed, and this Python has {sqlite3.sqlite_version}")
@@ -166,9 +172,9 @@ class Storage:
         {"name", "amount"}, amounts of 1 or more, together at most total_tickets.
         """
         raffle_id = str(uuid.uuid4())
-        created_at = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-        self._write(_insert_raffle, raffle_id, (name, total_tickets, prizes, created_at))
-        raffle = _raffle(raffle_id, name, total_tickets, total_tickets, False, created_at)
+        created_at, secret = _now(), secrets.token_bytes(32)
+        self._write(_insert_raffle, raffle_id, (name, total_tickets, prizes, created_at, secret))
+        raffle = _raffle(raffle_id, name, total_tickets, total_tickets, False, created_at, secret.hex())
         return {**raffle, "prizes": [{"name": prize["name"], "amount": prize["amount"]} for prize in prizes]}
 
     def list_raffles(self, limit, cursor=None):
@@ -181,10 +187,12 @@ class Storage:
         [(raffles,)] = self._read(
             """
             SELECT json_group_array(
-                json_array(sequence, id, name, total_tickets, available_tickets, winners_drawn, created_at)
+                json_array(
+                    sequence, id, name, total_tickets, available_tickets, winners_drawn, created_at, hex(secret)
+                )
             )
             FROM (
-                SELECT sequence, id, name, total_tickets, available_tickets, winners_drawn, created_at
+                SELECT sequence, id, name, total_tickets, available_tickets, winners_drawn, created_at, secret
                 FROM raffle
                 WHERE sequence < ?
                 ORDER BY sequence DESC
@@ -202,7 +210,7 @@ class Storage:
         *columns, prizes = _only(
             self._read(
                 """
-                SELECT id, name, total_tickets, available_tickets, winners_drawn, created_at, (
+                SELECT id, name, total_tickets, available_tickets, winners_drawn, created_at, hex(secret), (
                     SELECT json_group_array(json_object('name', name, 'amount', amount))
                     FROM (
                         SELECT name, amount
@@ -262,18 +270,20 @@ class Storage:
                 return number, code
         return None
 
-    def draw_winners(self, raffle_id):
-        """Draw a ticket for every prize: a uniform sample of all numbers, without replacement.
+    def draw_winners(self, raffle_id, public_randomness=None):
+        """Draw a ticket for every prize, as `winning_numbers` says, and keep what is needed to check it.
 
-        Returns the longest first page that `list_winners` would return.
+        public_randomness: 1 to 1,000 characters that nobody could know before the
+        last ticket went out; None for 32 random bytes in hexadecimal. Returns the
+        longest first page that `list_winners` would return.
         Raises RaffleNotFound, WinnersAlreadyDrawn, TicketsStillAvailable.
         """
         # One at a time: of two for the same raffle, the second finds it done before it has worked for nothing.
         with self._drawing:
-            raffle, total, available, drawn = _only(
+            raffle, total, available, drawn, secret = _only(
                 self._read(
                     """
-                    SELECT sequence, total_tickets, available_tickets, winners_drawn
+                    SELECT sequence, total_tickets, available_tickets, winners_drawn, secret
                     FROM raffle
                     WHERE id = ?
                     """,
@@ -293,12 +303,51 @@ class Storage:
                 """,
                 raffle,
             )
+            if public_randomness is None:
+                public_randomness = secrets.token_hex(32)
             # Not in the writing thread, which others wait for meanwhile.
-            numbers = _sample(total, sum(amount for _, _, amount in prizes))
-            self._write(_record_wins, raffle_id, (raffle, prizes, numbers))
-            names = (name for _, name, amount in prizes for _ in range(amount))
+            amount = sum(amount for _, _, amount in prizes)
+            numbers = winning_numbers(raffle_id, secret, public_randomness, total, amount)
+            digest = digest_of_wins(zip(numbers, names_of_wins((name, amount) for _, name, amount in prizes)))
+            self._write(_record_wins, raffle_id, (raffle, prizes, numbers, public_randomness, digest))
+            names = names_of_wins((name, amount) for _, name, amount in prizes)
             wins = zip(itertools.count(1), numbers, names)
             return _page_of_wins(itertools.islice(wins, MAX_WINS_PER_PAGE + 1), MAX_WINS_PER_PAGE)
+
+    def get_receipt(self, raffle_id):
+        """Return as a dict what is needed to check the draw. Raises RaffleNotFound, ReceiptNotFound."""
+        total, secret, public_randomness, sold_out_at, drawn_at, wins_sha256, prizes = _only(
+            self._read(
+                """
+                SELECT total_tickets, hex(secret), public_randomness, sold_out_at, drawn_at, wins_sha256, (
+                    SELECT json_group_array(json_object('name', name, 'amount', amount))
+                    FROM (
+                        SELECT name, amount
+                        FROM prize
+                        WHERE prize.raffle = raffle.sequence
+                        ORDER BY position
+                    )
+                )
+                FROM raffle
+                WHERE id = ?
+                """,
+                raffle_id,
+            )
+        )
+        if drawn_at is None:
+            raise ReceiptNotFound
+        return {
+            "algorithm": ALGORITHM,
+            "raffle_id": raffle_id,
+            "total_tickets": total,
+            "prizes": json.loads(prizes),
+            "draw_commitment": _commitment(secret),
+            "secret": secret.lower(),
+            "public_randomness": public_randomness,
+            "sold_out_at": sold_out_at,
+            "drawn_at": drawn_at,
+            "wins_sha256": wins_sha256,
+        }
 
     def list_winners(self, raffle_id, limit, cursor=None):
         """Return a page of wins in the order of the prizes, and the cursor of the next page or None.
@@ -398,6 +447,8 @@ class Storage:
             raise DatabaseRefused(f"{self._path} was made by another program")
         if version > SCHEMA_VERSION:
             raise DatabaseRefused(f"{self._path} was made by a newer version of this program")
+        if version < SCHEMA_VERSION:
+            raise DatabaseRefused(f"{self._path} was made by an older version of this program")
         return False
 
     def _read(self, sql, *values):
@@ -500,13 +551,13 @@ class Storage:
 
 
 def _insert_raffle(db, raffle_id, requests):
-    [(name, total_tickets, prizes, created_at)] = requests
+    [(name, total_tickets, prizes, created_at, secret)] = requests
     raffle = db.execute(
         """
-        INSERT INTO raffle (id, name, total_tickets, available_tickets, created_at)
-        VALUES (?, ?, ?, ?, ?)
+        INSERT INTO raffle (id, name, total_tickets, available_tickets, created_at, secret)
+        VALUES (?, ?, ?, ?, ?, ?)
         """,
-        (raffle_id, name, total_tickets, total_tickets, created_at),
+        (raffle_id, name, total_tickets, total_tickets, created_at, secret),
     ).lastrowid
     db.executemany(
         """
@@ -606,24 +657,58 @@ def _issue_tickets(db, raffle_id, requests):
         db.execute(
             """
             UPDATE raffle
-            SET available_tickets = ?
+            SET available_tickets = ?, sold_out_at = ?
             WHERE sequence = ?
             """,
-            (available, raffle),
+            (available, None if available else _now(), raffle),
         )
     return outcomes
 
 
-def _sample(total, amount):
-    # The same shuffle as that of the tickets, carried out as far as there are prizes.
-    words = _random_words(8192)
+def winning_numbers(raffle_id, secret, public_randomness, total_tickets, amount):
+    """Return the numbers that win, in the order of the prizes: the draw, which anyone can repeat.
+
+    raffle_id: as it is written. secret: 32 bytes, committed to by their SHA-256
+    when the raffle was created. public_randomness: text that nobody knew before
+    the last ticket went out. total_tickets: 1 to MAX_TICKETS. amount: how many
+    prizes there are, at most total_tickets.
+
+    After RFC 3797: inputs and algorithm fixed beforehand, except for one input
+    that nobody can foresee. The same shuffle as that of the tickets, carried
+    out as far as there are prizes. The README says it in steps.
+    """
+    key = hashlib.sha256(ALGORITHM.encode() + raffle_id.encode() + secret + public_randomness.encode()).digest()
+    words = _hashed_words(key)
     displaced = {}
     numbers = []
-    for last in range(total, total - amount, -1):
+    for last in range(total_tickets, total_tickets - amount, -1):
         drawn = _draw(words, last)
         numbers.append(displaced.get(drawn, drawn))
         displaced[drawn] = displaced.pop(last, last)
     return numbers
+
+
+def names_of_wins(prizes):
+    """Yield the name of the prize of each win, of pairs of name and amount."""
+    return (name for name, amount in prizes for _ in range(amount))
+
+
+def digest_of_wins(wins):
+    """Return the SHA-256 of wins, pairs of ticket number and name of the prize, in hexadecimal.
+
+    For each: the number, a space, the bytes of the name in UTF-8 and how many they are before it, a line feed.
+    """
+    digest = hashlib.sha256()
+    for number, name in wins:
+        encoded = name.encode()
+        digest.update(b"%d %d %s\n" % (number, len(encoded), encoded))
+    return digest.hexdigest()
+
+
+def _hashed_words(key):
+    """Yield integers of 64 bits without end: SHA-256 of the key and a counter, four big-endian ones of each."""
+    for counter in itertools.count():
+        yield from struct.unpack(">4Q", hashlib.sha256(key + counter.to_bytes(8, "big")).digest())
 
 
 def _random_words(block):
@@ -642,14 +727,14 @@ def _draw(words, last):
 
 def _record_wins(db, raffle_id, requests):
     # Of several draws at the same instant the first one counts.
-    raffle, prizes, numbers = requests[0]
+    raffle, prizes, numbers, public_randomness, digest = requests[0]
     drawn = db.execute(
         """
         UPDATE raffle
-        SET winners_drawn = 1
+        SET winners_drawn = 1, drawn_at = ?, public_randomness = ?, wins_sha256 = ?
         WHERE sequence = ? AND winners_drawn = 0
         """,
-        (raffle,),
+        (_now(), public_randomness, digest, raffle),
     ).rowcount
     if not drawn:
         raise WinnersAlreadyDrawn
@@ -675,7 +760,15 @@ def _only(rows):
     return rows[0]
 
 
-def _raffle(raffle_id, name, total_tickets, available_tickets, winners_drawn, created_at):
+def _now():
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _commitment(secret):
+    return hashlib.sha256(bytes.fromhex(secret)).hexdigest()
+
+
+def _raffle(raffle_id, name, total_tickets, available_tickets, winners_drawn, created_at, secret):
     return {
         "id": raffle_id,
         "name": name,
@@ -683,6 +776,7 @@ def _raffle(raffle_id, name, total_tickets, available_tickets, winners_drawn, cr
         "available_tickets": available_tickets,
         "winners_drawn": bool(winners_drawn),
         "created_at": created_at,
+        "draw_commitment": _commitment(secret),
     }
 
 

@@ -17,6 +17,7 @@ def test_a_manager_creates_a_raffle(client):
         "available_tickets",
         "winners_drawn",
         "created_at",
+        "draw_commitment",
         "prizes",
     ]
     assert re.fullmatch(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", created["id"])

@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 from helpers import ONE_PRIZE, fill
 
+from raffle import check_draw
+
 CRASHES = int(os.environ.get("RAFFLE_TEST_CRASHES", "30"))
 
 
@@ -137,6 +139,15 @@ def test_a_draw_is_kept_whole_or_not_at_all_when_the_process_is_killed(serve, da
             [(drawn,)] = connection.execute("SELECT winners_drawn FROM raffle").fetchall()
             [(wins,)] = connection.execute("SELECT count(*) FROM win").fetchall()
         assert (drawn, wins) in ((0, 0), (1, 30_000))
+    # What is there then can be checked.
+    server = serve()
+    draw(server)
+    receipt, wins, page = server.request("GET", f"{raffle}draw/")[2], [], f"{raffle}winners/"
+    while page:
+        _, headers, more = server.request("GET", page)
+        wins += more
+        page = headers.get("Link", "").partition(">")[0][1:]
+    assert all(holds for _, holds in check_draw(receipt, wins))
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])

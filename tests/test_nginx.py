@@ -33,6 +33,9 @@ http {{
 """
 
 
+SITE, MAP = re.findall(r"```nginx\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
 def request(host, port, method, path, body=None, source=None, **headers):
     """Send one request past Server, to nginx."""
     connection = http.client.HTTPConnection(host, port, timeout=30, source_address=(source, 0) if source else None)
@@ -43,24 +46,22 @@ def request(host, port, method, path, body=None, source=None, **headers):
 
 
 @pytest.fixture
-def site(serve, tmp_path):
-    """Start nginx with the README's site in front of a server; return its port and the server."""
-    nginx = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/bin")
-    if not nginx:
+def nginx(tmp_path):
+    """Start nginx with what a function of its port returns, and return the port."""
+    program = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/bin")
+    if not program:
         pytest.skip("there is no nginx here")
     if not socket.has_dualstack_ipv6():
         pytest.skip("this machine has no IPv6")
     running = []
 
-    def start(listen, **settings):
-        server = serve(RAFFLE_TRUSTED_PROXY="127.0.0.1", **settings)
-        (tmp_path / "index.html").write_text("The raffle's own page")
+    def start(configuration):
         # nginx cannot pick a free port by itself, so try some that the system does not give to clients.
         for port in random.sample(range(20_000, 30_000), 20):
-            (tmp_path / "nginx.conf").write_text(configuration(tmp_path, server, listen, port))
-            running.append(subprocess.Popen([nginx, "-c", tmp_path / "nginx.conf"], stderr=subprocess.DEVNULL))
+            (tmp_path / "nginx.conf").write_text(HTTP.format(directory=tmp_path, site=configuration(port)))
+            running.append(subprocess.Popen([program, "-c", tmp_path / "nginx.conf"], stderr=subprocess.DEVNULL))
             if listens(running[-1], port):
-                return port, server
+                return port
         pytest.fail("nginx does not start")
 
     yield start
@@ -69,18 +70,24 @@ def site(serve, tmp_path):
         process.wait(30)
 
 
-def configuration(directory, server, listen, port):
-    """Return the README's site, its ports and directories replaced by those of a test."""
-    (text,) = re.findall(r"```nginx\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    for old, new in (
-        ("    listen 80;\n    listen [::]:80;\n", "".join(f"listen {address};\n" for address in listen)),
-        ("PORT", str(port)),
-        ("127.0.0.1:8080", f"127.0.0.1:{server.port}"),
-        ("/var/www/raffle", str(directory)),
-    ):
+def replaced(text, replacements):
+    """Replace what the README's configuration has by what a test has."""
+    for old, new in replacements.items():
         assert old in text
         text = text.replace(old, new)
-    return HTTP.format(directory=directory, site=text)
+    return text
+
+
+def site_of_readme(directory, server, listen, port):
+    """Return the README's site, for a server."""
+    return replaced(
+        SITE,
+        {
+            "    listen 80;\n    listen [::]:80;\n": "".join(f"listen {address}:{port};\n" for address in listen),
+            "127.0.0.1:8080": f"127.0.0.1:{server.port}",
+            "/var/www/raffle": str(directory),
+        },
+    )
 
 
 def listens(process, port):
@@ -96,9 +103,17 @@ def listens(process, port):
     return False
 
 
-@pytest.mark.parametrize("listen", [["127.0.0.1:PORT", "[::1]:PORT"], ["[::]:PORT ipv6only=off"]])
-def test_behind_nginx_every_client_is_who_it_is(site, listen):
-    port, server = site(listen, MANAGER_IPS="127.0.0.5, ::1", RAFFLE_HOSTS="raffle.example.org")
+@pytest.mark.parametrize("listen", [["127.0.0.1", "[::1]"], ["[::]"]])
+def test_behind_nginx_every_client_is_who_it_is(serve, nginx, tmp_path, listen):
+    server = serve(MANAGER_IPS="127.0.0.5, ::1", RAFFLE_HOSTS="raffle.example.org", RAFFLE_TRUSTED_PROXY="127.0.0.1")
+    (tmp_path / "index.html").write_text("The raffle's own page")
+
+    def configuration(port):
+        # With one socket for both, addresses of IPv4 are mapped to IPv6.
+        dual = {f"listen [::]:{port};": f"listen [::]:{port} ipv6only=off;"} if listen == ["[::]"] else {}
+        return replaced(site_of_readme(tmp_path, server, listen, port), dual)
+
+    port = nginx(configuration)
 
     def ask(source, method, path, body=None, **headers):
         host = "::1" if source == "::1" else "127.0.0.1"
@@ -123,11 +138,45 @@ def test_behind_nginx_every_client_is_who_it_is(site, listen):
     assert "WARNING" not in server.log.read_text()
 
 
-def test_a_long_body_passes_nginx(site):
-    port, _ = site(["127.0.0.1:PORT"], MANAGER_IPS="127.0.0.1")
+def test_a_long_body_passes_nginx(serve, nginx, tmp_path):
+    server = serve(RAFFLE_TRUSTED_PROXY="127.0.0.1")
+    port = nginx(lambda port: site_of_readme(tmp_path, server, ["127.0.0.1"], port))
     prizes = [{"name": f"{n:070}", "amount": 1} for n in range(10_000)]
     body = json.dumps({"name": "Fair", "total_tickets": 10_000, "prizes": prizes})
     headers = {"Host": "raffle.example.org", "Content-Type": "application/json"}
     assert request("127.0.0.1", port, "POST", "/raffles/", body, **headers)[0] == 201
     status, sent, _ = request("127.0.0.1", port, "POST", "/raffles/", body + " " * 2**20, **headers)
     assert (status, sent["Content-Type"]) == (413, "application/problem+json")
+
+
+def test_one_nginx_serves_raffles_that_live_on_many_servers(serve, nginx, tmp_path):
+    directories = [tmp_path / name for name in ("spring", "summer")]
+    for directory in directories:
+        directory.mkdir()
+    spring, summer = (
+        serve(RAFFLE_TRUSTED_PROXY="127.0.0.1", RAFFLE_DATABASE=str(directory / "raffle.db"))
+        for directory in directories
+    )
+
+    def configuration(port):
+        site = re.sub(
+            r"upstream raffle \{.*?\n\}\n", MAP, site_of_readme(tmp_path, spring, ["127.0.0.1"], port), flags=re.DOTALL
+        )
+        return replaced(
+            site,
+            {
+                "server_name raffle.": "server_name *.raffle.",
+                "proxy_pass http://raffle;": "proxy_pass http://$raffle;",
+                "192.0.2.21:8080": f"127.0.0.1:{spring.port}",
+                "192.0.2.22:8080": f"127.0.0.1:{summer.port}",
+            },
+        )
+
+    port = nginx(configuration)
+    for name, server in (("spring", spring), ("summer", summer)):
+        headers = {"Host": f"{name}.raffle.example.org", "Content-Type": "application/json"}
+        body = json.dumps({"name": name, "total_tickets": 1, "prizes": ONE_PRIZE})
+        status, sent, _ = request("127.0.0.1", port, "POST", "/raffles/", body, **headers)
+        assert status == 201
+        assert request("127.0.0.1", port, "POST", f"{sent['Location']}participate/", **headers)[0] == 201
+        assert [raffle["name"] for raffle in server.request("GET", "/raffles/")[2]] == [name]

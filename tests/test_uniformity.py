@@ -1,6 +1,7 @@
 """The order of the tickets and the winners are uniform: no number, and nobody, is favoured."""
 
 import math
+import secrets
 from collections import Counter
 from contextlib import closing
 from itertools import permutations, product
@@ -23,7 +24,7 @@ def plays(tmp_path_factory):
     def give_out(db, *_):
         numbers = []
         for name in names:
-            storage._insert_raffle(db, name, [("Fair", len(TICKETS), prizes, "")])
+            storage._insert_raffle(db, name, [("Fair", len(TICKETS), prizes, "", secrets.token_bytes(32))])
             participants = [bytes([127, 0, 0, n]) for n in TICKETS]
             numbers.append([storage._issue_tickets(db, name, [(who, b"", 1, b"")])[0] for who in participants])
         return [numbers]

@@ -1,0 +1,282 @@
+"""Anyone can check a draw: with the program itself, and with one written from the README's recipe alone."""
+
+import copy
+import hashlib
+import json
+import re
+import subprocess
+import sys
+import threading
+
+import pytest
+from helpers import ROOT, assert_problem, fill
+
+import raffle
+import storage
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+RAFFLE_ID = "9b2f6a54-6d0c-4b7e-9a35-0c8a3c1f7d21"
+SECRET = bytes(range(32))
+VECTORS = [
+    (
+        int(row[0]),
+        [(name, int(amount)) for amount, name in re.findall(r"(\d+) (\w+)", row[1])],
+        row[2],
+        [int(number) for number in row[3].split(", ")],
+        row[4],
+    )
+    for row in re.findall(
+        r"^\| (\d+) tickets; (.+); `(.+?)`.*? \| ([\d, ]+) \| `([0-9a-f]{64})` \|$", README, re.MULTILINE
+    )
+]
+PRIZES = [{"name": "Bicycle", "amount": 1}, {"name": "Book", "amount": 2}, {"name": "Book", "amount": 1}]
+
+
+def recipe(raffle_id, secret, public_randomness, total_tickets, prizes):
+    """Follow the README's steps, with none of the program's code: return the wins and wins_sha256."""
+    key = hashlib.sha256(b"raffle-draw-1" + raffle_id.encode() + secret + public_randomness.encode()).digest()
+    words = []
+    counter = 0
+    cells = {}
+    last = total_tickets
+    wins = []
+    for name, amount in prizes:
+        for _ in range(amount):
+            while True:
+                if not words:
+                    digest = hashlib.sha256(key + counter.to_bytes(8, "big")).digest()
+                    words = [int.from_bytes(digest[i : i + 8], "big") for i in (0, 8, 16, 24)]
+                    counter += 1
+                word = words.pop(0)
+                if word < 2**64 // last * last:
+                    break
+            cell = word % last + 1
+            wins.append((cells.get(cell, cell), name))
+            cells[cell] = cells.get(last, last)
+            last -= 1
+    lines = "".join(f"{number} {len(name.encode())} {name}\n" for number, name in wins)
+    return wins, hashlib.sha256(lines.encode()).hexdigest()
+
+
+def program(raffle_id, secret, public_randomness, total_tickets, prizes):
+    """Do the same with the program's code."""
+    amount = sum(amount for _, amount in prizes)
+    numbers = storage.winning_numbers(raffle_id, secret, public_randomness, total_tickets, amount)
+    wins = list(zip(numbers, storage.names_of_wins(prizes)))
+    return wins, storage.digest_of_wins(wins)
+
+
+@pytest.mark.parametrize("draw", [recipe, program])
+def test_the_vectors_of_the_readme(draw):
+    assert len(VECTORS) == 3
+    assert max(total for total, *_ in VECTORS) > 2**32
+    for total, prizes, public_randomness, numbers, digest in VECTORS:
+        wins, found = draw(RAFFLE_ID, SECRET, public_randomness, total, prizes)
+        assert [number for number, _ in wins] == numbers
+        assert found == digest
+
+
+def test_the_recipe_and_the_program_draw_the_same():
+    for n in range(200):
+        inputs = (RAFFLE_ID, hashlib.sha256(b"%d" % n).digest(), f"{n} é", n + 3, [("Pen", 1), ("Größe", n + 1)])
+        assert recipe(*inputs) == program(*inputs)
+
+
+def test_every_input_changes_the_draw():
+    total, amount = 2**40, 3
+    usual = (RAFFLE_ID, SECRET, "x", total, amount)
+    changed = [
+        (RAFFLE_ID.replace("9", "8", 1), *usual[1:]),
+        (RAFFLE_ID, bytes([1, *SECRET[1:]]), *usual[2:]),
+        (*usual[:2], "y", *usual[3:]),
+        (*usual[:2], "x ", *usual[3:]),
+    ]
+    draws = [tuple(storage.winning_numbers(*inputs)) for inputs in (usual, *changed)]
+    assert len(set(draws)) == len(draws)
+
+
+@pytest.fixture
+def drawn(client):
+    """A raffle that has been drawn with public randomness: its path, its receipt and its wins."""
+    path = client.new_raffle(total_tickets=9, prizes=PRIZES)
+    client.sell_out(path)
+    client.request_from("10.0.0.1", "POST", f"{path}winners/", {"public_randomness": "7 13 21"}, status=201)
+    return path, client.get(f"{path}draw/").json, client.get(f"{path}winners/").json
+
+
+def test_the_receipt_has_all_that_is_needed_and_nothing_of_the_participants(client, drawn):
+    path, receipt, wins = drawn
+    created = client.get(path).json
+    assert list(receipt) == [
+        "algorithm",
+        "raffle_id",
+        "total_tickets",
+        "prizes",
+        "draw_commitment",
+        "secret",
+        "public_randomness",
+        "sold_out_at",
+        "drawn_at",
+        "wins_sha256",
+    ]
+    assert receipt["algorithm"] == "raffle-draw-1"
+    assert receipt["public_randomness"] == "7 13 21"
+    assert [receipt[key] for key in ("raffle_id", "total_tickets", "prizes", "draw_commitment")] == [
+        created[key] for key in ("id", "total_tickets", "prizes", "draw_commitment")
+    ]
+    secret = bytes.fromhex(receipt["secret"])
+    assert hashlib.sha256(secret).hexdigest() == receipt["draw_commitment"]
+    prizes = [(prize["name"], prize["amount"]) for prize in PRIZES]
+    expected, digest = recipe(receipt["raffle_id"], secret, "7 13 21", 9, prizes)
+    assert [(win["ticket_number"], win["prize"]) for win in wins] == expected
+    assert receipt["wins_sha256"] == digest
+    assert created["created_at"] <= receipt["sold_out_at"] <= receipt["drawn_at"]
+
+
+def test_the_secret_is_shown_to_nobody_before_the_draw(client):
+    path = client.new_raffle(total_tickets=1)
+    assert_problem(client.get(f"{path}draw/", status=404), "Winners for the raffle have not been drawn yet")
+    client.sell_out(path)
+    bodies = [client.get(path).text, client.get("/raffles/").text, client.get(f"{path}winners/").text]
+    assert_problem(client.get(f"{path}draw/", status=404), "Winners for the raffle have not been drawn yet")
+    client.draw(path)
+    secret = client.get(f"{path}draw/").json["secret"]
+    assert not any(secret in body for body in bodies)
+    assert_problem(client.get(f"/raffles/{RAFFLE_ID}/draw/", status=404), "There is no raffle with this id")
+
+
+def test_without_public_randomness_the_server_makes_some(client):
+    made = set()
+    for headers in ({}, {"Content_Type": "application/json"}, {"Content_Type": "text/plain"}):
+        path = client.new_raffle(total_tickets=1)
+        client.sell_out(path)
+        client.request_from("10.0.0.1", "POST", f"{path}winners/", status=201, **headers)
+        made.add(client.get(f"{path}draw/").json["public_randomness"])
+    assert len(made) == 3
+    assert all(re.fullmatch("[0-9a-f]{64}", randomness) for randomness in made)
+
+
+@pytest.mark.parametrize("randomness", ["x", " ", "x" * 1000, "🎲" * 1000, "a\0b"])
+def test_public_randomness_is_any_text_of_1_to_1000_characters(client, randomness):
+    path = client.new_raffle(total_tickets=1)
+    client.sell_out(path)
+    client.request_from("10.0.0.1", "POST", f"{path}winners/", {"public_randomness": randomness}, status=201)
+    receipt = client.get(f"{path}draw/").json
+    assert receipt["public_randomness"] == randomness
+    assert all(holds for _, holds in raffle.check_draw(receipt, client.get(f"{path}winners/").json))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{}, {"publicRandomness": "x"}, b"x", b"[]", b" "]
+    + [{"public_randomness": value} for value in (None, "", "x" * 1001, 7, True, ["x"], {}, "\ud800")],
+)
+def test_anything_else_in_its_place_is_refused_and_draws_nothing(client, body):
+    path = client.new_raffle(total_tickets=1)
+    client.sell_out(path)
+    assert_problem(client.request_from("10.0.0.1", "POST", f"{path}winners/", body, status=400))
+    assert client.get(path).json["winners_drawn"] is False
+    client.request_from("10.0.0.1", "POST", f"{path}winners/", b"{}", status=415, Content_Type="text/plain")
+    client.request_from("10.0.0.1", "POST", f"{path}winners/", b" " * (2**20 + 1), status=413)
+
+
+def test_a_true_draw_holds(drawn):
+    _, receipt, wins = drawn
+    results = list(raffle.check_draw(receipt, wins))
+    assert len(results) == 7
+    assert all(holds for _, holds in results)
+
+
+def flipped(text):
+    """Return a text with one bit of its last character changed."""
+    return text[:-1] + chr(ord(text[-1]) ^ 1)
+
+
+@pytest.mark.parametrize(
+    "member", ["raffle_id", "secret", "draw_commitment", "public_randomness", "wins_sha256", "algorithm"]
+)
+def test_a_bit_changed_in_the_receipt_makes_the_check_fail(drawn, member):
+    _, receipt, wins = drawn
+    receipt[member] = flipped(receipt[member])
+    assert not all(holds for _, holds in raffle.check_draw(receipt, wins))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda receipt, wins: receipt.update(total_tickets=receipt["total_tickets"] ^ 1),
+        lambda receipt, wins: receipt["prizes"][0].update(name="Bicyclf"),
+        lambda receipt, wins: receipt["prizes"][0].update(amount=2),
+        lambda receipt, wins: receipt["prizes"][0].update(amount=2**53),
+        lambda receipt, wins: receipt["prizes"].reverse(),
+        lambda receipt, wins: receipt.update(drawn_at="2000-01-01T00:00:00Z"),
+        lambda receipt, wins: wins[0].update(ticket_number=wins[0]["ticket_number"] ^ 1),
+        lambda receipt, wins: wins[0].update(prize="Bicyclf"),
+        lambda receipt, wins: wins.pop(),
+        lambda receipt, wins: wins.append(wins[0]),
+        lambda receipt, wins: wins.reverse(),
+    ],
+)
+def test_a_bit_changed_in_prizes_or_winners_makes_the_check_fail(drawn, change):
+    _, receipt, wins = copy.deepcopy(drawn)
+    change(receipt, wins)
+    assert not all(holds for _, holds in raffle.check_draw(receipt, wins))
+
+
+def run_check(*sources):
+    command = [sys.executable, "raffle.py", "check", *map(str, sources)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert not done.stderr
+    return done.returncode, done.stdout
+
+
+def test_the_program_checks_a_draw_page_by_page_or_saved(serve, tmp_path, database):
+    path = fill(database, 20_001, [{"name": "Pen", "amount": 20_001}])
+    server = serve()
+    url = f"http://127.0.0.1:{server.port}{path}"
+    code, said = run_check(url)
+    assert (code, said.startswith("NOT CHECKED")) == (1, True)
+    server.request("POST", f"{path}winners/", {"public_randomness": "7 13 21"})
+    for spelled in (url, url.rstrip("/")):
+        code, said = run_check(spelled)
+        assert code == 0, said
+        assert [line[:7] for line in said.splitlines()] == ["holds  "] * 8
+    receipt = server.request("GET", f"{path}draw/")[2]
+    wins, page = [], f"{path}winners/"
+    while page:
+        _, headers, more = server.request("GET", page)
+        wins += more
+        page = (re.findall("<(.*)>", headers.get("Link", "")) or [None])[0]
+    files = tmp_path / "receipt.json", tmp_path / "winners.json"
+    for file, value in zip(files, (receipt, wins)):
+        file.write_text(json.dumps(value))
+    assert run_check(*files)[0] == 0
+    wins[0], wins[1] = wins[1], wins[0]
+    files[1].write_text(json.dumps(wins))
+    code, said = run_check(*files)
+    assert code == 1
+    assert "FAILS  The winners follow from the secret and the public randomness" in said
+    for content in ("x", "[]", "{}", '{"secret": 1}'):
+        files[0].write_text(content)
+        code, said = run_check(*files)
+        assert (code, said.startswith("NOT CHECKED")) == (1, True)
+
+
+def test_of_two_draws_at_once_the_receipt_is_of_the_one_that_counts(serve, database):
+    path = fill(database, 1_000, [{"name": "Pen", "amount": 100}])
+    server = serve()
+    answers = {}
+
+    def draw(randomness):
+        answers[randomness] = server.request("POST", f"{path}winners/", {"public_randomness": randomness})
+
+    threads = [threading.Thread(target=draw, args=(f"round {n}",)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    [(randomness, wins)] = [(name, wins) for name, (status, _, wins) in answers.items() if status == 201]
+    receipt = server.request("GET", f"{path}draw/")[2]
+    assert receipt["public_randomness"] == randomness
+    assert all(holds for _, holds in raffle.check_draw(receipt, wins))
+    assert server.request("GET", f"{path}winners/")[2] == wins
