@@ -360,6 +360,8 @@ def create_app(database=None, manager_ips=None):
     proxy, proxy_count = setting("RAFFLE_TRUSTED_PROXY"), setting("RAFFLE_TRUSTED_PROXY_COUNT")
     if proxy_count > 1 and not proxy:
         raise SettingError("RAFFLE_TRUSTED_PROXY_COUNT: it means nothing without RAFFLE_TRUSTED_PROXY")
+    # Beside this module, which may be called __main__, or with it in a zip file.
+    description = json.loads(pkgutil.get_data(storage.__name__, "openapi.json"))
     try:
         raffles = storage.Storage(setting("RAFFLE_DATABASE", database))
     except storage.DatabaseRefused as error:
@@ -368,9 +370,6 @@ def create_app(database=None, manager_ips=None):
         log.warning("MANAGER_IPS is empty: nobody can create raffles or draw winners")
     if proxy and any(proxy in network for network in managers):
         log.warning("MANAGER_IPS lists RAFFLE_TRUSTED_PROXY: what it sends without X-Forwarded-For is a manager's")
-
-    # Beside this module, which may be called __main__, or with it in a zip file.
-    description = json.loads(pkgutil.get_data(storage.__name__, "openapi.json"))
 
     app = Bottle()
     # In place of Bottle's own close(), which does nothing here.
@@ -721,7 +720,7 @@ def parse_arguments():
     )
     parser = argparse.ArgumentParser(
         prog="raffle",
-        description="Serve raffles over HTTP, or check a draw.",
+        description=f"Raffle {VERSION}: serve raffles over HTTP, or check a draw.",
         epilog=f"settings, read once at start from the environment:\n{settings}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -736,12 +735,13 @@ def parse_arguments():
 
 
 def main():
-    """Serve the application with waitress, as the environment says."""
-    import resource  # which POSIX has; create_app() works anywhere
-
+    """Serve the application with waitress, as the environment says, or check a draw."""
     sources = parse_arguments()
     if sources:
         sys.exit(check(sources))
+
+    import resource  # POSIX only, unlike the rest
+
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     # A thread that has hashed a code or written a row waits this long, in seconds, for one that computes
     # to let go of the interpreter. With the default of 0.005 the writing thread would starve under load.

@@ -160,7 +160,7 @@ class Storage:
             self._thread.join()
 
     def check_health(self):
-        """Raise StorageUnavailable if the file cannot be read, or nothing would be written any more."""
+        """Raise StorageUnavailable if the file cannot be read, or the writing thread has ended."""
         self._read("SELECT sequence FROM raffle LIMIT 1")
         if not self._thread.is_alive():
             raise StorageUnavailable
@@ -467,7 +467,7 @@ class Storage:
                 self._readers.append(reader)
                 if self._closing:
                     self._close_readers()
-        except sqlite3.OperationalError as error:
+        except sqlite3.DatabaseError as error:
             log.error("The database cannot be read: %s", error)
             raise StorageUnavailable from error
 

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from itertools import count
 
 from helpers import ONE_PRIZE, ROOT
 from test_durability import Crowd, assert_kept
@@ -19,7 +20,7 @@ def backup(directory):
 
 def test_a_backup_made_under_load_restores_to_a_consistent_raffle(serve, tmp_path, database):
     server = serve()
-    total = 1_000
+    total = 100_000
     raffle = server.request("POST", "/raffles/", {"name": "Fair", "total_tickets": total, "prizes": ONE_PRIZE})[1][
         "Location"
     ]
@@ -36,22 +37,21 @@ def test_a_backup_made_under_load_restores_to_a_consistent_raffle(serve, tmp_pat
     copy = tmp_path / "backup.db"
     assert copy.stat().st_mode & 0o077 == 0
     assert_kept(copy, before)
-    copy.replace(database)
+    # What a crash would have left must not be mixed with the copy.
+    database.with_name("raffle.db-wal").write_bytes(b"x" * 10_000)
+    (restore,) = re.findall(r"^rm -f raffle.db-wal .*$", README, re.MULTILINE)
+    subprocess.run(["bash", "-euc", restore], cwd=tmp_path, check=True, timeout=60)
     server = serve()
     restored = server.request("GET", raffle)[2]
     assert len(before) <= total - restored["available_tickets"] < len(crowd.tickets)
     # The numbers that are left are those that nobody in the backup has.
     crowd = Crowd()
-    crowd.numbers = iter(range(100_000, 200_000))
+    crowd.numbers = count(100_000)
     crowd.start(server, raffle)
-    crowd.wait_for(lambda: crowd.statuses[410])
+    crowd.wait_for(lambda: len(crowd.tickets) >= 100)
     crowd.stop()
     assert server.stop() == 0
     assert_kept(database, before + crowd.tickets)
-    server = serve()
-    assert server.request("POST", f"{raffle}winners/")[0] == 201
-    for _, ticket in before[:10] + crowd.tickets[:10]:
-        assert server.request("POST", f"{raffle}verify-ticket/", ticket)[0] == 200
 
 
 def test_a_backup_writes_nothing_to_the_database(serve, tmp_path, database):

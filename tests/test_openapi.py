@@ -77,16 +77,15 @@ def test_the_index_leads_to_what_there_is(client):
         assert client.get(link).status_int == 200
 
 
-def test_health_says_whether_the_database_can_be_read_and_written(client, database, monkeypatch):
+def test_health_says_that_all_is_well(client):
     assert client.get("/health").json == {"status": "ok"}
 
-    def unavailable(*arguments):
-        raise storage.StorageUnavailable
 
-    with monkeypatch.context() as patch:
-        patch.setattr(storage.Storage, "_read", unavailable)
-        assert_problem(client.get("/health", status=503))
-    assert client.get("/health").json == {"status": "ok"}
+def test_health_notices_a_file_that_is_damaged(client, database):
+    for file in (database, database.with_name("raffle.db-wal")):
+        file.write_bytes(b"x" * file.stat().st_size)
+    assert_problem(client.get("/health", status=503))
+    assert_problem(client.get("/raffles/", status=503))
 
 
 def test_health_notices_a_writing_thread_that_has_ended(client, monkeypatch):

@@ -226,3 +226,16 @@ def test_a_refused_start_prints_one_sentence_and_fails(tmp_path):
     assert started.returncode == 1
     assert started.stdout == ""
     assert started.stderr == f"RAFFLE_LISTEN: {listen}: Address already in use\n"
+
+
+def test_help_lists_every_setting_and_the_version():
+    said = run("--help")
+    assert f"Raffle {raffle.VERSION}" in said
+    for name, (_, default, meaning) in raffle.SETTINGS.items():
+        assert f"{name} (default: {default or 'none'})\n      {meaning}\n" in said
+    assert run("--version") == f"raffle {raffle.VERSION}\n"
+
+
+def run(option):
+    command = [sys.executable, "raffle.py", option]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=True).stdout
