@@ -18,7 +18,9 @@ import weakref
 from collections import Counter
 from contextlib import closing, suppress
 from hashlib import sha256
+from http.client import HTTPException
 from pathlib import Path
+from urllib.error import HTTPError as HTTPFailure
 from urllib.parse import urljoin
 from urllib.request import urlopen
 
@@ -38,13 +40,6 @@ MAX_BODY = 2**20  # bytes
 MAX_NAME = 200  # characters
 MAX_RANDOMNESS = 1_000  # characters
 STALLED = 30  # seconds that a client may let a connection rest, or take to send a request
-# Members of a raffle, and their names in the receipt of its draw.
-RAFFLE_IN_RECEIPT = {
-    "id": "raffle_id",
-    "total_tickets": "total_tickets",
-    "prizes": "prizes",
-    "draw_commitment": "draw_commitment",
-}
 FORWARDING_HEADERS = ("HTTP_X_FORWARDED_FOR", "HTTP_FORWARDED", "HTTP_X_REAL_IP", "HTTP_CLIENT_IP")
 
 REFUSALS = {
@@ -194,8 +189,9 @@ def refuse_cross_site():
 
 
 def has_body():
-    """Return whether the request has a body, be it of one byte."""
-    return request.environ.get("CONTENT_LENGTH") not in (None, "", "0")
+    """Return whether the request has a body. One in chunks counts, whatever the server makes of it."""
+    environ = request.environ
+    return environ.get("CONTENT_LENGTH") not in (None, "", "0") or "HTTP_TRANSFER_ENCODING" in environ
 
 
 def json_object():
@@ -658,6 +654,27 @@ def fetch(source):
         return json.load(answer), link and urljoin(source, link[1])
 
 
+def require_receipt(receipt):
+    """Raise ValueError if `receipt` is not of the form that GET /raffles/<id>/draw/ gives.
+
+    The key of the draw is unambiguous only for an id and a secret of their fixed lengths.
+    """
+    text = {name: receipt[name] for name in ("raffle_id", "secret", "public_randomness", "sold_out_at", "drawn_at")}
+    forms = {
+        "raffle_id": "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}",
+        "secret": "[0-9a-f]{64}",
+        "public_randomness": f"(?s).{{1,{MAX_RANDOMNESS}}}",
+        "sold_out_at": r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ",
+        "drawn_at": r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ",
+    }
+    for name, form in forms.items():
+        if not re.fullmatch(form, text[name]):
+            raise ValueError(f"its {name} is not of the form that it should be")
+    integers = [receipt["total_tickets"], *(prize["amount"] for prize in receipt["prizes"])]
+    if len(integers) < 2 or not all(type(n) is int and 1 <= n <= storage.MAX_TICKETS for n in integers):
+        raise ValueError("its total_tickets or its prizes are not of the form that they should be")
+
+
 def check_draw(receipt, wins):
     """Yield a sentence on each thing that can be checked of a draw, and whether it holds.
 
@@ -665,19 +682,22 @@ def check_draw(receipt, wins):
     /raffles/<id>/winners/ lists. Raises KeyError, TypeError, ValueError if they
     are not of that form.
     """
+    require_receipt(receipt)
     secret, total = bytes.fromhex(receipt["secret"]), receipt["total_tickets"]
     prizes = [(prize["name"], prize["amount"]) for prize in receipt["prizes"]]
     listed = [(win["ticket_number"], win["prize"]) for win in wins]
     amount = sum(amount for _, amount in prizes)
     yield f"The draw was made by {storage.ALGORITHM}", receipt["algorithm"] == storage.ALGORITHM
-    yield "The secret is the one that was committed to", sha256(secret).hexdigest() == receipt["draw_commitment"]
-    yield f"There are {amount} wins, as many as prizes, for {total} tickets", len(listed) == amount <= total
+    yield "The secret is the one of the commitment", sha256(secret).hexdigest() == receipt["draw_commitment"]
+    counted = len(listed) == amount <= total
+    yield f"There are {amount} wins, as many as prizes, for {total} tickets", counted
     yield "No ticket wins twice", len({number for number, _ in listed}) == len(listed)
-    # One prize too many would keep this busy for ever.
-    if amount == len(listed) <= total:
-        inputs = receipt["raffle_id"], secret, receipt["public_randomness"], total, amount
-        drawn = zip(storage.winning_numbers(*inputs), storage.names_of_wins(prizes))
-        yield "The winners follow from the secret and the public randomness", list(drawn) == listed
+    # Amounts without end are not drawn: they have no wins.
+    drawn = counted and zip(
+        storage.winning_numbers(receipt["raffle_id"], secret, receipt["public_randomness"], total, amount),
+        storage.names_of_wins(prizes),
+    )
+    yield "The winners follow from the secret and the public randomness", counted and list(drawn) == listed
     yield "The list of wins is the one of the receipt", storage.digest_of_wins(listed) == receipt["wins_sha256"]
     yield "The last ticket went out before the draw", receipt["sold_out_at"] <= receipt["drawn_at"]
 
@@ -685,24 +705,32 @@ def check_draw(receipt, wins):
 def check(sources):
     """Print what holds of the draw at a raffle's address, or of a saved receipt and list of wins; return 0 or 1."""
     try:
+        results = []
         if len(sources) == 1:
-            raffle, _ = fetch(sources[0])
-            receipt, _ = fetch(urljoin(f"{sources[0].rstrip('/')}/", "draw/"))
-            wins, page = fetch(urljoin(f"{sources[0].rstrip('/')}/", "winners/"))
-            while page:
+            address = f"{sources[0].rstrip('/')}/"
+            raffle, _ = fetch(address)
+            receipt, _ = fetch(urljoin(address, "draw/"))
+            require_receipt(receipt)
+            wins, page = fetch(urljoin(address, "winners/"))
+            while page and len(wins) < receipt["total_tickets"]:
                 more, page = fetch(page)
-                wins += more
-            same = [raffle[name] == receipt[key] for name, key in RAFFLE_IN_RECEIPT.items()]
-            results = [("The receipt is of this raffle, its tickets and its prizes", all(same))]
+                wins += more or [None]  # a page without wins ends the list, as one that cannot be right
+            ids = {address.split("/")[-2], raffle["id"], receipt["raffle_id"]}
+            same = all(raffle[name] == receipt[name] for name in ("total_tickets", "prizes", "draw_commitment"))
+            results.append(("The receipt is of this raffle, its tickets and its prizes", len(ids) == 1 and same))
         else:
             (receipt, _), (wins, _) = map(fetch, sources)
-            results = []
         results += check_draw(receipt, wins)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        print(f"NOT CHECKED  This is no receipt and list of wins: {error}")
+    except (OSError, HTTPException, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        said = f": {error.read().decode('utf-8', 'replace').strip()}" if isinstance(error, HTTPFailure) else ""
+        print(f"NOT CHECKED  There is no receipt and list of wins: {error}{said}")
         return 1
     for sentence, holds in results:
-        print(f"{'holds' if holds else 'FAILS':5}  {sentence}")
+        print(f"{'holds' if holds else 'FAILS'}  {sentence}")
+    print("What no program can check for you:")
+    print(f"- that the raffle showed this commitment before the draw: {receipt['draw_commitment']}")
+    print(f"- that this is what had been announced, and known to nobody by {receipt['sold_out_at']}:")
+    print(f"  {receipt['public_randomness']!a}")
     return 0 if all(holds for _, holds in results) else 1
 
 

@@ -726,12 +726,12 @@ def _draw(words, last):
 
 
 def _record_wins(db, raffle_id, requests):
-    # Of several draws at the same instant the first one counts.
+    # Of several draws at the same instant the first one counts. It comes after the last ticket, be the clock put back.
     raffle, prizes, numbers, public_randomness, digest = requests[0]
     drawn = db.execute(
         """
         UPDATE raffle
-        SET winners_drawn = 1, drawn_at = ?, public_randomness = ?, wins_sha256 = ?
+        SET winners_drawn = 1, drawn_at = max(?, sold_out_at), public_randomness = ?, wins_sha256 = ?
         WHERE sequence = ? AND winners_drawn = 0
         """,
         (_now(), public_randomness, digest, raffle),

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from helpers import ROOT, assert_problem, fill
@@ -29,7 +30,8 @@ VECTORS = [
         r"^\| (\d+) tickets; (.+); `(.+?)`.*? \| ([\d, ]+) \| `([0-9a-f]{64})` \|$", README, re.MULTILINE
     )
 ]
-PRIZES = [{"name": "Bicycle", "amount": 1}, {"name": "Book", "amount": 2}, {"name": "Book", "amount": 1}]
+# Twelve of twelve: that another draw comes out the same by chance is less likely than 1e-8.
+PRIZES = [{"name": "Bicycle", "amount": 1}, {"name": "Book", "amount": 5}, {"name": "Book", "amount": 6}]
 
 
 def recipe(raffle_id, secret, public_randomness, total_tickets, prizes):
@@ -98,7 +100,7 @@ def test_every_input_changes_the_draw():
 @pytest.fixture
 def drawn(client):
     """A raffle that has been drawn with public randomness: its path, its receipt and its wins."""
-    path = client.new_raffle(total_tickets=9, prizes=PRIZES)
+    path = client.new_raffle(total_tickets=12, prizes=PRIZES)
     client.sell_out(path)
     client.request_from("10.0.0.1", "POST", f"{path}winners/", {"public_randomness": "7 13 21"}, status=201)
     return path, client.get(f"{path}draw/").json, client.get(f"{path}winners/").json
@@ -127,7 +129,7 @@ def test_the_receipt_has_all_that_is_needed_and_nothing_of_the_participants(clie
     secret = bytes.fromhex(receipt["secret"])
     assert hashlib.sha256(secret).hexdigest() == receipt["draw_commitment"]
     prizes = [(prize["name"], prize["amount"]) for prize in PRIZES]
-    expected, digest = recipe(receipt["raffle_id"], secret, "7 13 21", 9, prizes)
+    expected, digest = recipe(receipt["raffle_id"], secret, "7 13 21", 12, prizes)
     assert [(win["ticket_number"], win["prize"]) for win in wins] == expected
     assert receipt["wins_sha256"] == digest
     assert created["created_at"] <= receipt["sold_out_at"] <= receipt["drawn_at"]
@@ -176,8 +178,24 @@ def test_anything_else_in_its_place_is_refused_and_draws_nothing(client, body):
     client.sell_out(path)
     assert_problem(client.request_from("10.0.0.1", "POST", f"{path}winners/", body, status=400))
     assert client.get(path).json["winners_drawn"] is False
+
+
+def test_a_body_that_is_no_json_or_too_long_or_in_chunks_draws_nothing(client):
+    path = client.new_raffle(total_tickets=1)
+    client.sell_out(path)
     client.request_from("10.0.0.1", "POST", f"{path}winners/", b"{}", status=415, Content_Type="text/plain")
     client.request_from("10.0.0.1", "POST", f"{path}winners/", b" " * (2**20 + 1), status=413)
+    # Under a server that does not put chunks together.
+    client.request_from("10.0.0.1", "POST", f"{path}winners/", b"", status=400, Transfer_Encoding="chunked")
+    assert client.get(path).json["winners_drawn"] is False
+
+
+def test_a_clock_that_is_put_back_does_not_spoil_the_draw(client, monkeypatch):
+    path = client.new_raffle(total_tickets=1)
+    client.sell_out(path)
+    monkeypatch.setattr(storage, "_now", lambda: "2000-01-01T00:00:00Z")
+    wins = client.draw(path).json
+    assert all(holds for _, holds in raffle.check_draw(client.get(f"{path}draw/").json, wins))
 
 
 def test_a_true_draw_holds(drawn):
@@ -209,7 +227,7 @@ def test_a_bit_changed_in_the_receipt_makes_the_check_fail(drawn, member):
         lambda receipt, wins: receipt.update(total_tickets=receipt["total_tickets"] ^ 1),
         lambda receipt, wins: receipt["prizes"][0].update(name="Bicyclf"),
         lambda receipt, wins: receipt["prizes"][0].update(amount=2),
-        lambda receipt, wins: receipt["prizes"][0].update(amount=2**53),
+        lambda receipt, wins: receipt["prizes"][0].update(amount=2**53 - 1),
         lambda receipt, wins: receipt["prizes"].reverse(),
         lambda receipt, wins: receipt.update(drawn_at="2000-01-01T00:00:00Z"),
         lambda receipt, wins: wins[0].update(ticket_number=wins[0]["ticket_number"] ^ 1),
@@ -225,6 +243,30 @@ def test_a_bit_changed_in_prizes_or_winners_makes_the_check_fail(drawn, change):
     assert not all(holds for _, holds in raffle.check_draw(receipt, wins))
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"total_tickets": 2**65},
+        {"total_tickets": 12.0},
+        {"total_tickets": True},
+        {"prizes": []},
+        {"prizes": [{"name": "Pen", "amount": 13}, {"name": "Pen", "amount": -1}]},
+        {"secret": ""},
+        {"secret": "AB" * 32},
+        {"raffle_id": "nonsense"},
+        {"public_randomness": ""},
+        {"public_randomness": "x" * 1001},
+        {"sold_out_at": "0"},
+        {"drawn_at": "whenever"},
+        {"drawn_at": None},
+    ],
+)
+def test_a_receipt_that_is_none_is_not_checked(drawn, changes):
+    _, receipt, wins = drawn
+    with pytest.raises((ValueError, TypeError)):
+        list(raffle.check_draw({**receipt, **changes}, wins))
+
+
 def run_check(*sources):
     command = [sys.executable, "raffle.py", "check", *map(str, sources)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
@@ -238,11 +280,14 @@ def test_the_program_checks_a_draw_page_by_page_or_saved(serve, tmp_path, databa
     url = f"http://127.0.0.1:{server.port}{path}"
     code, said = run_check(url)
     assert (code, said.startswith("NOT CHECKED")) == (1, True)
+    assert "Winners for the raffle have not been drawn yet" in said
     server.request("POST", f"{path}winners/", {"public_randomness": "7 13 21"})
     for spelled in (url, url.rstrip("/")):
         code, said = run_check(spelled)
         assert code == 0, said
-        assert [line[:7] for line in said.splitlines()] == ["holds  "] * 8
+        assert [line[:7] for line in said.splitlines()[:9]] == ["holds  "] * 8 + ["What no"]
+        assert server.request("GET", path)[2]["draw_commitment"] in said
+        assert "  '7 13 21'" in said
     receipt = server.request("GET", f"{path}draw/")[2]
     wins, page = [], f"{path}winners/"
     while page:
@@ -258,10 +303,46 @@ def test_the_program_checks_a_draw_page_by_page_or_saved(serve, tmp_path, databa
     code, said = run_check(*files)
     assert code == 1
     assert "FAILS  The winners follow from the secret and the public randomness" in said
-    for content in ("x", "[]", "{}", '{"secret": 1}'):
+    for content in ("x", "[]", "{}", '{"secret": 1}', "[" * 200_000):
         files[0].write_text(content)
         code, said = run_check(*files)
         assert (code, said.startswith("NOT CHECKED")) == (1, True)
+
+
+def test_a_server_that_shows_another_raffle_or_lists_without_end_is_found_out(drawn):
+    _, receipt, wins = drawn
+    shown = {
+        "id": receipt["raffle_id"],
+        **{name: receipt[name] for name in ("total_tickets", "prizes", "draw_commitment")},
+    }
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self):
+            name = self.path.rstrip("/").rpartition("/")[2]
+            self.send_response(200)
+            if name == "winners" and "endless" in self.path:
+                self.send_header("Link", f'<{self.path}>; rel="next"')
+            self.end_headers()
+            changed = {**shown, "total_tickets": 13} if "changed" in self.path else shown
+            self.wfile.write(json.dumps({"draw": receipt, "winners": wins}.get(name, changed)).encode())
+
+        def log_message(self, *arguments):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.serve_forever).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        codes = [
+            run_check(f"{url}/{name}/{raffle_id}/")[0]
+            for name, raffle_id in (
+                ("true", receipt["raffle_id"]),
+                ("true", RAFFLE_ID),
+                ("changed", receipt["raffle_id"]),
+                ("endless", receipt["raffle_id"]),
+            )
+        ]
+        server.shutdown()
+    assert codes == [0, 1, 1, 0]  # of an endless list as many are read as there are tickets
 
 
 def test_of_two_draws_at_once_the_receipt_is_of_the_one_that_counts(serve, database):

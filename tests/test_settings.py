@@ -169,12 +169,15 @@ def test_opening_a_database_again_writes_nothing(database):
         assert wal.stat().st_size == before
 
 
-def test_the_database_of_a_newer_version_is_refused(monkeypatch, database):
+@pytest.mark.parametrize(("step", "version"), [(1, "a newer"), (-1, "an older")])
+def test_the_database_of_another_version_is_refused(monkeypatch, database, step, version):
     storage.Storage(database).close()
     with closing(sqlite3.connect(database)) as connection:
-        connection.execute(f"PRAGMA user_version = {storage.SCHEMA_VERSION + 1}")
+        connection.execute(f"PRAGMA user_version = {storage.SCHEMA_VERSION + step}")
+    content = database.read_bytes()
     sentence = refusal(monkeypatch, RAFFLE_DATABASE=database)
-    assert sentence == f"RAFFLE_DATABASE: {database} was made by a newer version of this program"
+    assert sentence == f"RAFFLE_DATABASE: {database} was made by {version} version of this program"
+    assert database.read_bytes() == content
 
 
 def test_an_empty_file_becomes_a_database(database):
