@@ -305,29 +305,21 @@ class Storage:
             )
             if public_randomness is None:
                 public_randomness = secrets.token_hex(32)
+            named = [(name, amount) for _, name, amount in prizes]
             # Not in the writing thread, which others wait for meanwhile.
-            amount = sum(amount for _, _, amount in prizes)
-            numbers = winning_numbers(raffle_id, secret, public_randomness, total, amount)
-            digest = digest_of_wins(zip(numbers, names_of_wins((name, amount) for _, name, amount in prizes)))
+            numbers = winning_numbers(raffle_id, secret, public_randomness, total, sum(amount for _, amount in named))
+            digest = digest_of_wins(zip(numbers, names_of_wins(named)))
             self._write(_record_wins, raffle_id, (raffle, prizes, numbers, public_randomness, digest))
-            names = names_of_wins((name, amount) for _, name, amount in prizes)
-            wins = zip(itertools.count(1), numbers, names)
+            wins = zip(itertools.count(1), numbers, names_of_wins(named))
             return _page_of_wins(itertools.islice(wins, MAX_WINS_PER_PAGE + 1), MAX_WINS_PER_PAGE)
 
     def get_receipt(self, raffle_id):
         """Return as a dict what is needed to check the draw. Raises RaffleNotFound, ReceiptNotFound."""
-        total, secret, public_randomness, sold_out_at, drawn_at, wins_sha256, prizes = _only(
+        raffle = self.get_raffle(raffle_id)
+        secret, public_randomness, sold_out_at, drawn_at, wins_sha256 = _only(
             self._read(
                 """
-                SELECT total_tickets, hex(secret), public_randomness, sold_out_at, drawn_at, wins_sha256, (
-                    SELECT json_group_array(json_object('name', name, 'amount', amount))
-                    FROM (
-                        SELECT name, amount
-                        FROM prize
-                        WHERE prize.raffle = raffle.sequence
-                        ORDER BY position
-                    )
-                )
+                SELECT secret, public_randomness, sold_out_at, drawn_at, wins_sha256
                 FROM raffle
                 WHERE id = ?
                 """,
@@ -339,10 +331,10 @@ class Storage:
         return {
             "algorithm": ALGORITHM,
             "raffle_id": raffle_id,
-            "total_tickets": total,
-            "prizes": json.loads(prizes),
-            "draw_commitment": _commitment(secret),
-            "secret": secret.lower(),
+            "total_tickets": raffle["total_tickets"],
+            "prizes": raffle["prizes"],
+            "draw_commitment": raffle["draw_commitment"],
+            "secret": secret.hex(),
             "public_randomness": public_randomness,
             "sold_out_at": sold_out_at,
             "drawn_at": drawn_at,
