@@ -756,10 +756,6 @@ def _now():
     return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _commitment(secret):
-    return hashlib.sha256(bytes.fromhex(secret)).hexdigest()
-
-
 def _raffle(raffle_id, name, total_tickets, available_tickets, winners_drawn, created_at, secret):
     return {
         "id": raffle_id,
@@ -768,7 +764,7 @@ def _raffle(raffle_id, name, total_tickets, available_tickets, winners_drawn, cr
         "available_tickets": available_tickets,
         "winners_drawn": bool(winners_drawn),
         "created_at": created_at,
-        "draw_commitment": _commitment(secret),
+        "draw_commitment": hashlib.sha256(bytes.fromhex(secret)).hexdigest(),
     }
 
 
