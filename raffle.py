@@ -356,8 +356,6 @@ def create_app(database=None, manager_ips=None):
     proxy, proxy_count = setting("RAFFLE_TRUSTED_PROXY"), setting("RAFFLE_TRUSTED_PROXY_COUNT")
     if proxy_count > 1 and not proxy:
         raise SettingError("RAFFLE_TRUSTED_PROXY_COUNT: it means nothing without RAFFLE_TRUSTED_PROXY")
-    # Beside this module, which may be called __main__, or with it in a zip file.
-    description = json.loads(pkgutil.get_data(storage.__name__, "openapi.json"))
     try:
         raffles = storage.Storage(setting("RAFFLE_DATABASE", database))
     except storage.DatabaseRefused as error:
@@ -442,7 +440,8 @@ def create_app(database=None, manager_ips=None):
 
     @app.get("/openapi.json/")
     def openapi():
-        return description
+        # Beside this module, which may be called __main__, or with it in a zip file.
+        return json.loads(pkgutil.get_data(storage.__name__, "openapi.json"))
 
     @app.get("/health/")
     def health():
