@@ -207,7 +207,7 @@ def test_a_true_draw_holds(drawn):
 
 def flipped(text):
     """Return a text with one bit of its last character changed, or of its last digit if it is hexadecimal."""
-    if re.fullmatch("[0-9a-f]{64}", text):
+    if re.fullmatch("[0-9a-f]{64}|[0-9a-f-]{36}", text):
         return text[:-1] + f"{int(text[-1], 16) ^ 1:x}"
     return text[:-1] + chr(ord(text[-1]) ^ 1)
 
