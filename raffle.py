@@ -658,7 +658,6 @@ def require_receipt(receipt):
 
     The key of the draw is unambiguous only for an id and a secret of their fixed lengths.
     """
-    text = {name: receipt[name] for name in ("raffle_id", "secret", "public_randomness", "sold_out_at", "drawn_at")}
     forms = {
         "raffle_id": "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}",
         "secret": "[0-9a-f]{64}",
@@ -667,7 +666,7 @@ def require_receipt(receipt):
         "drawn_at": r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ",
     }
     for name, form in forms.items():
-        if not re.fullmatch(form, text[name]):
+        if not re.fullmatch(form, receipt[name]):
             raise ValueError(f"its {name} is not of the form that it should be")
     integers = [receipt["total_tickets"], *(prize["amount"] for prize in receipt["prizes"])]
     if len(integers) < 2 or not all(type(n) is int and 1 <= n <= storage.MAX_TICKETS for n in integers):
