@@ -4,8 +4,8 @@ import copy
 from contextlib import closing
 
 import pytest
-from description import DESCRIPTION, assert_described, fits, resolve
-from helpers import assert_problem
+from description import DESCRIPTION, assert_described, described_path, fits, resolve
+from helpers import MANAGER, assert_problem
 
 import raffle
 import storage
@@ -52,6 +52,37 @@ def test_every_name_in_the_description_leads_somewhere():
                 walk(inner)
 
     walk(DESCRIPTION)
+
+
+def follow_links(client, answer):
+    """Request all that an answer leads to by the description, as the manager, and return the answers."""
+    path = answer.request.path
+    described = resolve(DESCRIPTION["paths"][described_path(path)][answer.request.method.lower()]["responses"]["201"])
+    values = {"$response.body": answer.json, "$request.path.raffle_id": path.split("/")[2]}
+    if isinstance(answer.json, dict):
+        values.update({f"$response.body#/{name}": value for name, value in answer.json.items()})
+    operations = {
+        operation["operationId"]: (method, template)
+        for template, methods in DESCRIPTION["paths"].items()
+        for method, operation in methods.items()
+        if method != "parameters"
+    }
+    answers = {}
+    for name, link in described["links"].items():
+        method, template = operations[link["operationId"]]
+        target = template.format(**{parameter: values[value] for parameter, value in link["parameters"].items()})
+        body = values[link["requestBody"]] if "requestBody" in link else None
+        answers[name] = client.request_from(MANAGER, method.upper(), target, body)
+    return answers
+
+
+def test_a_raffle_can_be_played_by_following_links(client):
+    answers = follow_links(client, client.create(total_tickets=1))
+    verdict = follow_links(client, answers["participate"])["verify_ticket"].json
+    assert verdict == {"has_won": True, "prize": "Bicycle"}
+    receipt = follow_links(client, answers["draw_winners"])["get_receipt"].json
+    assert receipt["raffle_id"] == answers["get_raffle"].json["id"]
+    assert answers["list_winners"].json == answers["draw_winners"].json
 
 
 def test_an_answer_that_is_not_as_described_is_noticed(client):
