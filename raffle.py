@@ -81,10 +81,11 @@ def _network(text):
 
 
 def _address(text):
-    if text.lower() == "::ffff":
-        raise ValueError("'::ffff' is what is left of an IPv4-mapped address that has been cut")
     address = ipaddress.ip_address(text)
-    return getattr(address, "ipv4_mapped", None) or address
+    if address == ipaddress.ip_address("::ffff"):
+        raise ValueError("'::ffff' is what is left of an IPv4-mapped address that has been cut")
+    # Its bytes leave out the zone of fe80::1%eth0.
+    return getattr(address, "ipv4_mapped", None) or ipaddress.ip_address(address.packed)
 
 
 def _listen(text):
@@ -191,7 +192,7 @@ def refuse_cross_site():
 def has_body():
     """Return whether the request has a body. One in chunks counts, whatever the server makes of it."""
     environ = request.environ
-    return environ.get("CONTENT_LENGTH") not in (None, "", "0") or "HTTP_TRANSFER_ENCODING" in environ
+    return bool(environ.get("CONTENT_LENGTH", "").strip("0")) or "HTTP_TRANSFER_ENCODING" in environ
 
 
 def json_object():
@@ -356,6 +357,8 @@ def create_app(database=None, manager_ips=None):
     proxy, proxy_count = setting("RAFFLE_TRUSTED_PROXY"), setting("RAFFLE_TRUSTED_PROXY_COUNT")
     if proxy_count > 1 and not proxy:
         raise SettingError("RAFFLE_TRUSTED_PROXY_COUNT: it means nothing without RAFFLE_TRUSTED_PROXY")
+    # Beside this module, which may be called __main__, or with it in a zip file.
+    description = json.loads(pkgutil.get_data(storage.__name__, "openapi.json"))
     try:
         raffles = storage.Storage(setting("RAFFLE_DATABASE", database))
     except storage.DatabaseRefused as error:
@@ -440,8 +443,7 @@ def create_app(database=None, manager_ips=None):
 
     @app.get("/openapi.json/")
     def openapi():
-        # Beside this module, which may be called __main__, or with it in a zip file.
-        return json.loads(pkgutil.get_data(storage.__name__, "openapi.json"))
+        return description
 
     @app.get("/health/")
     def health():
@@ -540,7 +542,7 @@ class Request(HTTPRequestParser):
                 raise ParsingError("Both Content-Length and Transfer-Encoding")
         finally:
             # waitress would send 100 Continue, and then wait for a body for ever.
-            if not self.body_rcv or self.content_length >= self.adj.max_request_body_size:
+            if self.body_rcv is None or self.content_length >= self.adj.max_request_body_size:
                 self.expect_continue = False
 
     def received(self, data):
@@ -658,12 +660,14 @@ def require_receipt(receipt):
 
     The key of the draw is unambiguous only for an id and a secret of their fixed lengths.
     """
+    time_form = "[0-9]{4}(-[0-9]{2}){2}T([0-9]{2}:){2}[0-9]{2}Z"
     forms = {
         "raffle_id": "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}",
+        "draw_commitment": "[0-9a-f]{64}",
         "secret": "[0-9a-f]{64}",
         "public_randomness": f"(?s).{{1,{MAX_RANDOMNESS}}}",
-        "sold_out_at": r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ",
-        "drawn_at": r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ",
+        "sold_out_at": time_form,
+        "drawn_at": time_form,
     }
     for name, form in forms.items():
         if not re.fullmatch(form, receipt[name]):
@@ -684,6 +688,8 @@ def check_draw(receipt, wins):
     secret, total = bytes.fromhex(receipt["secret"]), receipt["total_tickets"]
     prizes = [(prize["name"], prize["amount"]) for prize in receipt["prizes"]]
     listed = [(win["ticket_number"], win["prize"]) for win in wins]
+    if not all(type(number) is int for number, _ in listed):
+        raise ValueError("a ticket_number is not an integer")
     amount = sum(amount for _, amount in prizes)
     yield f"The draw was made by {storage.ALGORITHM}", receipt["algorithm"] == storage.ALGORITHM
     yield "The secret is the one of the commitment", sha256(secret).hexdigest() == receipt["draw_commitment"]
@@ -710,7 +716,8 @@ def check(sources):
             receipt, _ = fetch(urljoin(address, "draw/"))
             require_receipt(receipt)
             wins, page = fetch(urljoin(address, "winners/"))
-            while page and len(wins) < receipt["total_tickets"]:
+            amount = sum(prize["amount"] for prize in receipt["prizes"])
+            while page and len(wins) <= amount:  # one win too many is enough to see that it is not right
                 more, page = fetch(page)
                 wins += more or [None]  # a page without wins ends the list, as one that cannot be right
             ids = {address.split("/")[-2], raffle["id"], receipt["raffle_id"]}
@@ -720,8 +727,12 @@ def check(sources):
             (receipt, _), (wins, _) = map(fetch, sources)
         results += check_draw(receipt, wins)
     except (OSError, HTTPException, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        said = f": {error.read().decode('utf-8', 'replace').strip()}" if isinstance(error, HTTPFailure) else ""
-        print(f"NOT CHECKED  There is no receipt and list of wins: {error}{said}")
+        said = str(error)
+        if isinstance(error, HTTPFailure):
+            with suppress(OSError, HTTPException):
+                said += f": {error.read(1000).decode('utf-8', 'replace').strip()}"
+        # As ASCII, or a server that cheats could write what it likes to the terminal.
+        print(f"NOT CHECKED  There is no receipt and list of wins: {said!a}")
         return 1
     for sentence, holds in results:
         print(f"{'holds' if holds else 'FAILS'}  {sentence}")
@@ -774,9 +785,9 @@ def main():
     sys.setswitchinterval(0.001)
     # 1,024 are usual, but each connection has a file descriptor, and two more while long bodies are on the way.
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 2048 if hard == resource.RLIM_INFINITY else min(2048, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    files = 2048 if hard == resource.RLIM_INFINITY else min(2048, hard)
+    if soft != resource.RLIM_INFINITY and soft < files:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
     try:
         listen, threads = setting("RAFFLE_LISTEN"), setting("RAFFLE_THREADS")
         app = create_app()
@@ -789,7 +800,7 @@ def main():
                 listen=listen,
                 threads=threads,
                 # Each rests in memory and is looked at whenever another one moves: so not without end.
-                connection_limit=500,
+                connection_limit=min(500, files // 4),
                 # select() would end at the 1,024th descriptor.
                 asyncore_use_poll=True,
                 # A short response leaves in one piece, sent by the loop of waitress. With the default of 1 the

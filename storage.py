@@ -128,6 +128,7 @@ class Storage:
                 if is_new:
                     # Beside this module, or with it in a zip file.
                     self._writer.executescript(pkgutil.get_data("storage", "schema.sql").decode())
+                self._file = self._path.stat()
                 on_failure.pop_all()
         except OSError as error:
             raise DatabaseRefused(f"{path} cannot be created: {error.strerror}") from error
@@ -160,9 +161,9 @@ class Storage:
             self._thread.join()
 
     def check_health(self):
-        """Raise StorageUnavailable if the file cannot be read, or the writing thread has ended."""
+        """Raise StorageUnavailable if the file cannot be read or is gone, or the writing thread has ended."""
         self._read("SELECT sequence FROM raffle LIMIT 1")
-        if not self._thread.is_alive():
+        if not self._is_in_place() or not self._thread.is_alive():
             raise StorageUnavailable
 
     def create_raffle(self, name, total_tickets, prizes):
@@ -278,7 +279,8 @@ class Storage:
         longest first page that `list_winners` would return.
         Raises RaffleNotFound, WinnersAlreadyDrawn, TicketsStillAvailable.
         """
-        # One at a time: of two for the same raffle, the second finds it done before it has worked for nothing.
+        # One at a time, of whatever raffle: a large one takes memory, and keeps the others' requests from the
+        # interpreter. And of two for the same raffle the second finds it done before it has worked for nothing.
         with self._drawing:
             raffle, total, available, drawn, secret = _only(
                 self._read(
@@ -528,8 +530,17 @@ class Storage:
                 db.execute("ROLLBACK TO action")
                 outcomes += [error] * len(group)
             db.execute("RELEASE action")
+        if not self._is_in_place():
+            raise FileNotFoundError(f"{self._path} is no longer the file that was opened")
         db.execute("COMMIT")
         return outcomes
+
+    def _is_in_place(self):
+        # Or else what is written is lost: a file that has been deleted or replaced lives on for those who have it open.
+        try:
+            return os.path.samestat(self._path.stat(), self._file)
+        except OSError:
+            return False
 
     def _note(self, failure):
         if failure and not self._failing:
@@ -718,8 +729,8 @@ def _draw(words, last):
 
 
 def _record_wins(db, raffle_id, requests):
-    # Of several draws at the same instant the first one counts. It comes after the last ticket, be the clock put back.
-    raffle, prizes, numbers, public_randomness, digest = requests[0]
+    [(raffle, prizes, numbers, public_randomness, digest)] = requests
+    # A draw comes after the last ticket, be the clock put back.
     drawn = db.execute(
         """
         UPDATE raffle
@@ -743,7 +754,7 @@ def _record_wins(db, raffle_id, requests):
                 (raffle, first + 1, prize, json.dumps(numbers[first : min(first + WINS_PER_STATEMENT, end)])),
             )
         start = end
-    return [None, *(WinnersAlreadyDrawn() for _ in requests[1:])]
+    return [None]
 
 
 def _only(rows):

@@ -9,9 +9,9 @@ import raffle
 
 @pytest.fixture(autouse=True)
 def no_settings(monkeypatch):
-    """A test sets what it needs: what the shell has exported is not for it."""
+    """A test sets what it needs: what the shell has exported is not for it, and no proxy stands in between."""
     for name in os.environ:
-        if name == "MANAGER_IPS" or name.startswith("RAFFLE_"):
+        if name == "MANAGER_IPS" or name.startswith("RAFFLE_") or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
 
 

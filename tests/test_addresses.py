@@ -73,6 +73,15 @@ def test_a_trusted_proxy_says_who_the_client_is(serve, program, settings, forwar
     assert server.request("GET", headers["Location"])[2]["available_tickets"] == 9 - participants
 
 
+def test_the_zone_of_a_link_local_proxy_does_not_matter(database, monkeypatch):
+    monkeypatch.setenv("RAFFLE_TRUSTED_PROXY", "fe80::1")
+    with closing(raffle.create_app(database, MANAGER)) as app:
+        client = Client(app)
+        path = client.new_raffle()
+        for participant in ("10.1.0.1", "10.1.0.2"):
+            client.participate(path, "fe80::1%eth0", X_Forwarded_For=participant)
+
+
 def test_the_log_warns_of_a_proxy_that_is_a_manager(database, monkeypatch, caplog):
     monkeypatch.setenv("RAFFLE_TRUSTED_PROXY", "10.7.7.7")
     with closing(raffle.create_app(database, "10.0.0.0/8")):

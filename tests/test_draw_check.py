@@ -149,7 +149,7 @@ def test_the_secret_is_shown_to_nobody_before_the_draw(client):
 
 def test_without_public_randomness_the_server_makes_some(client):
     made = set()
-    for headers in ({}, {"Content_Type": "application/json"}, {"Content_Type": "text/plain"}):
+    for headers in ({}, {"Content_Type": "application/json"}, {"Content_Type": "text/plain", "Content_Length": "00"}):
         path = client.new_raffle(total_tickets=1)
         client.sell_out(path)
         client.request_from("10.0.0.1", "POST", f"{path}winners/", status=201, **headers)
@@ -253,18 +253,27 @@ def test_a_bit_changed_in_prizes_or_winners_makes_the_check_fail(drawn, change):
         {"prizes": [{"name": "Pen", "amount": 13}, {"name": "Pen", "amount": -1}]},
         {"secret": ""},
         {"secret": "AB" * 32},
+        {"draw_commitment": "\x1b[2J" + "ab" * 30},
         {"raffle_id": "nonsense"},
         {"public_randomness": ""},
         {"public_randomness": "x" * 1001},
         {"sold_out_at": "0"},
         {"drawn_at": "whenever"},
         {"drawn_at": None},
+        {"drawn_at": "٢٠٢٦-07-04T12:00:00Z"},
     ],
 )
 def test_a_receipt_that_is_none_is_not_checked(drawn, changes):
     _, receipt, wins = drawn
     with pytest.raises((ValueError, TypeError)):
         list(raffle.check_draw({**receipt, **changes}, wins))
+
+
+@pytest.mark.parametrize("number", [True, 1.0, float("inf"), "1", None])
+def test_a_win_that_is_none_is_not_checked(drawn, number):
+    _, receipt, wins = drawn
+    with pytest.raises(ValueError, match="ticket_number"):
+        list(raffle.check_draw(receipt, [{**wins[0], "ticket_number": number}, *wins[1:]]))
 
 
 def run_check(*sources):
@@ -309,6 +318,27 @@ def test_the_program_checks_a_draw_page_by_page_or_saved(serve, tmp_path, databa
         assert (code, said.startswith("NOT CHECKED")) == (1, True)
 
 
+@pytest.mark.parametrize(("header", "shown"), [("Content-Length", "holds  all, "), ("Transfer-Encoding", "")])
+def test_what_a_server_says_instead_of_a_receipt_is_shown_as_ascii_if_at_all(header, shown):
+    class Refuses(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(404, "\x1b[1m")
+            # The length is more than there is; the chunk is cut short.
+            self.send_header(header, {"Content-Length": "100", "Transfer-Encoding": "chunked"}[header])
+            self.end_headers()
+            self.wfile.write("ff\r\n\x1b[2Jholds  all, \xe9\n".encode())
+
+        def log_message(self, *arguments):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refuses) as server:
+        threading.Thread(target=server.serve_forever).start()
+        code, said = run_check(f"http://127.0.0.1:{server.server_port}/raffles/{RAFFLE_ID}/")
+        server.shutdown()
+    assert code == 1
+    assert re.fullmatch(f"NOT CHECKED [ -~]*{shown}[ -~]*\n", said)
+
+
 def test_a_server_that_shows_another_raffle_or_lists_without_end_is_found_out(drawn):
     _, receipt, wins = drawn
     shown = {
@@ -342,7 +372,7 @@ def test_a_server_that_shows_another_raffle_or_lists_without_end_is_found_out(dr
             )
         ]
         server.shutdown()
-    assert codes == [0, 1, 1, 0]  # of an endless list as many are read as there are tickets
+    assert codes == [0, 1, 1, 1]
 
 
 def test_of_two_draws_at_once_the_receipt_is_of_the_one_that_counts(serve, database):

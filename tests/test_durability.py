@@ -10,7 +10,7 @@ import sqlite3
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing
 from itertools import count
 from pathlib import Path
 
@@ -26,6 +26,26 @@ SMALL_BUFFERS = """
 import socket, raffle
 from waitress.adjustments import Adjustments
 Adjustments.socket_options.append((socket.SOL_SOCKET, socket.SO_SNDBUF, 4096))
+raffle.main()
+"""
+
+# Is killed at a certain statement after the one that says of a raffle that its winners are drawn.
+KILLED_IN_A_DRAW = """
+import os, signal, sqlite3, raffle
+
+def connect_traced(*arguments, **options):
+    def trace(statement):
+        if counted or "SET winners_drawn = 1" in statement:
+            counted.append(statement)
+        if len(counted) > {statements}:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    counted = []
+    connection = connect(*arguments, **options)
+    connection.set_trace_callback(trace)
+    return connection
+
+connect, sqlite3.connect = sqlite3.connect, connect_traced
 raffle.main()
 """
 
@@ -120,28 +140,27 @@ def test_no_answered_ticket_is_lost_when_the_process_is_killed(serve, database):
         assert {status for status, _, _ in verified} == {200}
 
 
-def test_a_draw_is_kept_whole_or_not_at_all_when_the_process_is_killed(serve, database):
+def test_a_draw_is_kept_whole_or_not_at_all_wherever_the_process_is_killed(serve, database):
     raffle = fill(database, 30_000, [{"name": "Pen", "amount": 30_000}])
 
-    def draw(server):
-        with suppress(OSError, http.client.HTTPException):
-            server.request("POST", f"{raffle}winners/")
-
-    for _ in range(6):
-        server = serve()
-        thread = threading.Thread(target=draw, args=(server,))
-        thread.start()
-        thread.join(random.uniform(0, 0.4))
-        server.stop(signal.SIGKILL)
-        thread.join()
+    def kept():
         with closing(sqlite3.connect(database)) as connection:
             assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-            [(drawn,)] = connection.execute("SELECT winners_drawn FROM raffle").fetchall()
-            [(wins,)] = connection.execute("SELECT count(*) FROM win").fetchall()
-        assert (drawn, wins) in ((0, 0), (1, 30_000))
+            return connection.execute("SELECT winners_drawn, (SELECT count(*) FROM win) FROM raffle").fetchone()
+
+    for statements in count(1):
+        server = serve(program=("-c", KILLED_IN_A_DRAW.format(statements=statements)))
+        try:
+            status, _, _ = server.request("POST", f"{raffle}winners/")
+        except (OSError, http.client.HTTPException):
+            assert kept() == (0, 0)
+        else:
+            break
+    assert statements > 4  # or else it was never killed with some of the wins written
+    server.stop(signal.SIGKILL)
+    assert (status, kept()) == (201, (1, 30_000))
     # What is there then can be checked.
     server = serve()
-    draw(server)
     receipt, wins, page = server.request("GET", f"{raffle}draw/")[2], [], f"{raffle}winners/"
     while page:
         _, headers, more = server.request("GET", page)

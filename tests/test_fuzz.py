@@ -145,7 +145,10 @@ class Fuzzer:
                 (b"POST", raffle + b"participate/", None),
                 (b"POST", raffle + b"participate/", None),
                 (b"POST", raffle + b"winners/", None),
+                (b"POST", raffle + b"winners/", {"public_randomness": "7 13 21"}),
                 (b"GET", raffle + b"winners/", None),
+                (b"GET", raffle + b"draw/", None),
+                (b"GET", self.random.choice([b"/", b"/health/", b"/openapi.json"]), None),
                 (b"POST", raffle + b"verify-ticket/", ticket),
             ]
         )

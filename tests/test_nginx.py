@@ -56,13 +56,12 @@ def nginx(tmp_path):
     running = []
 
     def start(configuration):
-        # nginx cannot pick a free port by itself, so try some that the system does not give to clients.
-        for port in random.sample(range(20_000, 30_000), 20):
-            (tmp_path / "nginx.conf").write_text(HTTP.format(directory=tmp_path, site=configuration(port)))
-            running.append(subprocess.Popen([program, "-c", tmp_path / "nginx.conf"], stderr=subprocess.DEVNULL))
-            if listens(running[-1], port):
-                return port
-        pytest.fail("nginx does not start")
+        # nginx cannot pick a free port by itself: so one of those that the system does not give to clients.
+        port = next(filter(is_free, random.sample(range(20_000, 30_000), 100)))
+        (tmp_path / "nginx.conf").write_text(HTTP.format(directory=tmp_path, site=configuration(port)))
+        running.append(subprocess.Popen([program, "-c", tmp_path / "nginx.conf"], stderr=subprocess.DEVNULL))
+        assert listens(running[-1], port)
+        return port
 
     yield start
     for process in running:
@@ -90,8 +89,16 @@ def site_of_readme(directory, server, listen, port):
     )
 
 
+def is_free(port):
+    try:
+        socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True).close()
+    except OSError:
+        return False
+    return True
+
+
 def listens(process, port):
-    """Wait until the process listens (true) or has ended, as when the port is taken (false)."""
+    """Wait until the process listens (true) or has ended (false)."""
     poll = threading.Event()
     while process.poll() is None:
         try:

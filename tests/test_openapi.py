@@ -33,6 +33,10 @@ def test_the_bounds_are_those_of_the_service():
     new = schemas["NewRaffle"]["properties"]
     assert new["total_tickets"]["maximum"] == storage.MAX_TICKETS
     assert resolve(new["name"])["maxLength"] == raffle.MAX_NAME
+    assert schemas["Draw"]["properties"]["public_randomness"]["maxLength"] == raffle.MAX_RANDOMNESS
+    [key] = paths["/raffles/{raffle_id}/participate/"]["post"]["parameters"]
+    for length in (0, 15, 16, 255, 256):
+        assert fits("k" * length, key["schema"]) == (16 <= length <= 255)
     for path, longest in (
         ("/raffles/", storage.MAX_RAFFLES_PER_PAGE),
         ("/raffles/{raffle_id}/winners/", storage.MAX_WINS_PER_PAGE),

@@ -32,6 +32,21 @@ def at_once(calls):
         return list(pool.map(run, calls))
 
 
+@pytest.mark.parametrize(
+    ("length", "body"),
+    [(b"Content-Length: 4", b"null"), (b"Transfer-Encoding: chunked", b"4\r\nnull\r\n0\r\n\r\n")],
+)
+def test_a_client_that_asks_before_it_sends_its_body_is_told_to_go_on(serve, length, body):
+    server = serve()
+    head = b"POST /raffles/ HTTP/1.1\r\nExpect: 100-continue\r\nContent-Type: application/json\r\n" + length
+    with socket.create_connection(("127.0.0.1", int(server.port)), 30) as connection:
+        connection.sendall(head + b"\r\n\r\n")
+        answer = connection.makefile("rb")
+        assert [answer.readline(), answer.readline()] == [b"HTTP/1.1 100 Continue\r\n", b"\r\n"]
+        connection.sendall(body)
+        assert answer.readline() == b"HTTP/1.1 400 Bad Request\r\n"
+
+
 def test_a_whole_raffle(serve):
     server = serve(MANAGER_IPS="127.0.0.1, 127.0.0.2")
     addresses = [f"127.{n % 7 + 1}.{n // 250}.{n % 250 + 1}" for n in range(PARTICIPANTS)]

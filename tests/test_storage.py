@@ -1,4 +1,5 @@
 import gc
+import shutil
 import sqlite3
 import stat
 import threading
@@ -145,6 +146,22 @@ def test_a_database_made_read_only_is_unavailable_to_writes_until_it_is_not(stor
     store._writer.execute("PRAGMA query_only = OFF")
     store.issue_ticket(raffle_id, participant(1))
     assert look("SELECT available_tickets FROM raffle") == [(2,)]
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_file_that_is_no_longer_in_its_place_is_written_no_more(store, database, tmp_path, replaced):
+    raffle_id = store.create_raffle("Fair", 3, ONE_PRIZE)["id"]
+    kept = database.rename(tmp_path / "kept.db")
+    if replaced:
+        shutil.copy(kept, database)
+    with pytest.raises(storage.StorageUnavailable):
+        store.issue_ticket(raffle_id, participant(1))
+    with pytest.raises(storage.StorageUnavailable):
+        store.check_health()
+    kept.rename(database)
+    store.check_health()
+    assert store.issue_ticket(raffle_id, participant(1))["raffle_id"] == raffle_id
+    assert store.get_raffle(raffle_id)["available_tickets"] == 2
 
 
 def test_a_file_that_stays_locked_is_waited_for_only_once(database, monkeypatch):
