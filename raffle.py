@@ -591,11 +591,15 @@ def close_stalled(server):
     The channel_timeout of waitress waits for those who do not read what was sent to them, and for those who
     send a byte now and then.
     """
-    limit = time.time() - STALLED
+    now = time.time()
+
+    def is_stale(moment):
+        return abs(now - moment) > STALLED  # either way, for the clock may have been put back
+
     for channel in list(server.active_channels.values()):
         # In this order: a thread adds to what is to be sent before it takes the request off the list.
         busy = channel.requests or channel.serving
-        if not busy and (channel.last_activity < limit or (channel.request and channel.request.began < limit)):
+        if not busy and (is_stale(channel.last_activity) or (channel.request and is_stale(channel.request.began))):
             channel.handle_close()
 
 

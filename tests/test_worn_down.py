@@ -1,5 +1,6 @@
 """Clients that rest, send slowly or never read take nothing from the others, and are closed in the end."""
 
+import signal
 import socket
 import sqlite3
 import threading
@@ -103,3 +104,15 @@ def test_who_stalls_is_closed_and_who_is_served_is_not(serve, sold_out, database
         wait_for(lambda: sockets() == 1)
         served.join()
         assert answers == [503]
+
+
+def test_who_stalls_is_closed_even_if_the_clock_is_put_back(serve):
+    put_back = "import signal, time; now = time.time; late = lambda: now() - 3600\n"
+    put_back += "signal.signal(signal.SIGUSR1, lambda *_: setattr(time, 'time', late))"
+    server = serve(program=("-c", put_back + IMPATIENT))
+    with socket.create_connection((server.host, int(server.port)), 30) as client:
+        client.sendall(b"GET /nothing/ HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert client.recv(65536).startswith(b"HTTP/1.1 404 ")
+        server.process.send_signal(signal.SIGUSR1)
+        while client.recv(65536):
+            pass
