@@ -82,7 +82,7 @@ def _network(text):
 
 def _address(text):
     address = ipaddress.ip_address(text)
-    if address == ipaddress.ip_address("::ffff"):
+    if address.packed == bytes(14) + b"\xff\xff":
         raise ValueError("'::ffff' is what is left of an IPv4-mapped address that has been cut")
     # Its bytes leave out the zone of fe80::1%eth0.
     return getattr(address, "ipv4_mapped", None) or ipaddress.ip_address(address.packed)
@@ -357,8 +357,6 @@ def create_app(database=None, manager_ips=None):
     proxy, proxy_count = setting("RAFFLE_TRUSTED_PROXY"), setting("RAFFLE_TRUSTED_PROXY_COUNT")
     if proxy_count > 1 and not proxy:
         raise SettingError("RAFFLE_TRUSTED_PROXY_COUNT: it means nothing without RAFFLE_TRUSTED_PROXY")
-    # Beside this module, which may be called __main__, or with it in a zip file.
-    description = json.loads(pkgutil.get_data(storage.__name__, "openapi.json"))
     try:
         raffles = storage.Storage(setting("RAFFLE_DATABASE", database))
     except storage.DatabaseRefused as error:
@@ -440,6 +438,9 @@ def create_app(database=None, manager_ips=None):
     @app.get("/")
     def index():
         return {"raffles": "/raffles/", "description": "/openapi.json", "health": "/health"}
+
+    # Beside this module, which may be called __main__, or with it in a zip file.
+    description = json.loads(pkgutil.get_data(storage.__name__, "openapi.json"))
 
     @app.get("/openapi.json/")
     def openapi():
