@@ -276,14 +276,29 @@ def test_a_win_that_is_none_is_not_checked(drawn, number):
         list(raffle.check_draw(receipt, [{**wins[0], "ticket_number": number}, *wins[1:]]))
 
 
-def run_check(*sources):
-    command = [sys.executable, "raffle.py", "check", *map(str, sources)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
-    assert not done.stderr
-    return done.returncode, done.stdout
+@pytest.fixture
+def run_check(capsys):
+    """Check sources with `run_check(...)`, which returns the exit code and what was printed."""
+
+    def run(*sources):
+        code = raffle.check([str(source) for source in sources])
+        return code, capsys.readouterr().out
+
+    return run
 
 
-def test_the_program_checks_a_draw_page_by_page_or_saved(serve, tmp_path, database):
+def test_the_program_ends_with_the_outcome_of_the_check(drawn, tmp_path):
+    _, receipt, wins = drawn
+    (tmp_path / "receipt.json").write_text(json.dumps(receipt))
+    for code, listed in ((0, wins), (1, wins[::-1])):
+        (tmp_path / "winners.json").write_text(json.dumps(listed))
+        command = [sys.executable, ROOT / "raffle.py", "check", "receipt.json", "winners.json"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, done.stderr) == (code, "")
+        assert done.stdout.count("FAILS  ") == 2 * code
+
+
+def test_a_draw_is_checked_page_by_page_or_saved(serve, tmp_path, database, run_check):
     path = fill(database, 20_001, [{"name": "Pen", "amount": 20_001}])
     server = serve()
     url = f"http://127.0.0.1:{server.port}{path}"
@@ -319,7 +334,7 @@ def test_the_program_checks_a_draw_page_by_page_or_saved(serve, tmp_path, databa
 
 
 @pytest.mark.parametrize(("header", "shown"), [("Content-Length", "holds  all, "), ("Transfer-Encoding", "")])
-def test_what_a_server_says_instead_of_a_receipt_is_shown_as_ascii_if_at_all(header, shown):
+def test_what_a_server_says_instead_of_a_receipt_is_shown_as_ascii_if_at_all(run_check, header, shown):
     class Refuses(BaseHTTPRequestHandler):
         def do_GET(self):
             self.send_response(404, "\x1b[1m")
@@ -332,14 +347,14 @@ def test_what_a_server_says_instead_of_a_receipt_is_shown_as_ascii_if_at_all(hea
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Refuses) as server:
-        threading.Thread(target=server.serve_forever).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
         code, said = run_check(f"http://127.0.0.1:{server.server_port}/raffles/{RAFFLE_ID}/")
         server.shutdown()
     assert code == 1
     assert re.fullmatch(f"NOT CHECKED [ -~]*{shown}[ -~]*\n", said)
 
 
-def test_a_server_that_shows_another_raffle_or_lists_without_end_is_found_out(drawn):
+def test_a_server_that_shows_another_raffle_or_lists_without_end_is_found_out(drawn, run_check):
     _, receipt, wins = drawn
     shown = {
         "id": receipt["raffle_id"],
@@ -360,7 +375,7 @@ def test_a_server_that_shows_another_raffle_or_lists_without_end_is_found_out(dr
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
-        threading.Thread(target=server.serve_forever).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
         url = f"http://127.0.0.1:{server.server_port}"
         codes = [
             run_check(f"{url}/{name}/{raffle_id}/")[0]
