@@ -140,7 +140,7 @@ def test_no_answered_ticket_is_lost_when_the_process_is_killed(serve, database):
         assert {status for status, _, _ in verified} == {200}
 
 
-def test_a_draw_is_kept_whole_or_not_at_all_wherever_the_process_is_killed(serve, database):
+def test_a_draw_is_kept_whole_or_not_at_all_whichever_statement_the_process_is_killed_at(serve, database):
     raffle = fill(database, 30_000, [{"name": "Pen", "amount": 30_000}])
 
     def kept():

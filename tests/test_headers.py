@@ -38,6 +38,11 @@ def test_no_answer_of_the_server_says_what_serves(serve):
         (b"POST /raffles/ HTTP/1.1\r\nContent-Length: 99999999\r\n\r\n", b"413"),
         (b"POST /raffles/ HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 99999999\r\n\r\n", b"413"),
         (b"POST /raffles/ HTTP/1.1\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n", b"415"),
+        (
+            b"POST /raffles/ HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 4\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\n",
+            b"400",
+        ),
         (b"POST /raffles/ HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\n", b"400"),
         (b"GET http://[::1/ HTTP/1.1\r\n\r\n", b"400"),
     ):

@@ -3,12 +3,13 @@
 import http.client
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 
 import pytest
 from helpers import ROOT
@@ -45,6 +46,44 @@ def test_a_client_that_asks_before_it_sends_its_body_is_told_to_go_on(serve, len
         assert [answer.readline(), answer.readline()] == [b"HTTP/1.1 100 Continue\r\n", b"\r\n"]
         connection.sendall(body)
         assert answer.readline() == b"HTTP/1.1 400 Bad Request\r\n"
+
+
+# Whatever is sent takes its time, so that two threads that send at once would be seen.
+SLOW_TO_SEND = """
+import time, waitress.channel, raffle
+send = waitress.channel.HTTPChannel.send
+
+def send_slowly(*arguments, **options):
+    try:
+        return send(*arguments, **options)
+    finally:
+        time.sleep(0.1)
+
+waitress.channel.HTTPChannel.send = send_slowly
+raffle.main()
+"""
+
+
+def test_a_client_that_asks_while_another_answer_is_on_its_way_gets_everything_once(serve):
+    server = serve(program=("-c", SLOW_TO_SEND))
+    head = b"POST /raffles/ HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 4\r\nConnection: close\r\n\r\n"
+    address = "127.0.0.1", int(server.port)
+    for _ in range(4):
+        with socket.create_connection(address, 0.01) as connection, socket.create_connection(address) as other:
+            connection.sendall(b"GET /nothing/ HTTP/1.1\r\n\r\n" + head)
+            received = b""
+            while not received.endswith(b"100 Continue\r\n\r\n"):
+                other.sendall(b"x")  # has the server look at all its connections
+                with suppress(socket.timeout):
+                    piece = connection.recv(65536)
+                    assert piece
+                    received += piece
+            connection.settimeout(30)
+            connection.sendall(b"null")
+            while piece := connection.recv(65536):
+                received += piece
+        assert re.findall(b"HTTP/1.1 [0-9]+", received) == [b"HTTP/1.1 404", b"HTTP/1.1 100", b"HTTP/1.1 415"]
+    assert "Traceback" not in server.log.read_text()
 
 
 def test_a_whole_raffle(serve):
