@@ -50,14 +50,14 @@ def test_a_client_that_asks_before_it_sends_its_body_is_told_to_go_on(serve, len
 
 # Whatever is sent takes its time, so that two threads that send at once would be seen.
 SLOW_TO_SEND = """
-import time, waitress.channel, raffle
+import threading, waitress.channel, raffle
 send = waitress.channel.HTTPChannel.send
 
 def send_slowly(*arguments, **options):
     try:
         return send(*arguments, **options)
     finally:
-        time.sleep(0.1)
+        threading.Event().wait(0.1)
 
 waitress.channel.HTTPChannel.send = send_slowly
 raffle.main()
