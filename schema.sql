@@ -5,7 +5,7 @@ BEGIN IMMEDIATE;
 
 -- Whose file this is, and of which version: read before anything is written to it.
 PRAGMA application_id = 0x5261666C; -- "Rafl"
-PRAGMA user_version = 2;
+PRAGMA user_version = 3;
 
 CREATE TABLE IF NOT EXISTS raffle (
     -- Counts up with every raffle: short to refer to, and the key that pages are read by.
@@ -17,13 +17,15 @@ CREATE TABLE IF NOT EXISTS raffle (
     -- Not marked as drawn while tickets are available, whatever the code does.
     winners_drawn INTEGER NOT NULL DEFAULT 0 CHECK (winners_drawn = 0 OR (winners_drawn = 1 AND available_tickets = 0)),
     created_at TEXT NOT NULL,
-    -- Its hash is published with the raffle, itself after the draw.
+    -- Read for the draw and for its receipt only.
     secret BLOB NOT NULL CHECK (length(secret) = 32),
     sold_out_at TEXT CHECK ((sold_out_at IS NULL) = (available_tickets > 0)),
     -- What the receipt of the draw adds.
     drawn_at TEXT CHECK ((drawn_at IS NULL) = (winners_drawn = 0)),
     public_randomness TEXT CHECK ((public_randomness IS NULL) = (winners_drawn = 0)),
-    wins_sha256 TEXT CHECK ((wins_sha256 IS NULL) = (winners_drawn = 0))
+    wins_sha256 TEXT CHECK ((wins_sha256 IS NULL) = (winners_drawn = 0)),
+    -- The SHA-256 of the secret, in hexadecimal. NULL only while a database of version 2 is upgraded.
+    draw_commitment TEXT CHECK (length(draw_commitment) = 64)
 ) STRICT;
 
 CREATE TABLE IF NOT EXISTS prize (
@@ -35,7 +37,7 @@ CREATE TABLE IF NOT EXISTS prize (
     PRIMARY KEY (raffle, position)
 ) STRICT, WITHOUT ROWID;
 
--- The cells of the shuffle that have been displaced: see _issue_tickets in storage.py.
+-- The cells of the shuffle that have been displaced: see issue_tickets in storage.py.
 CREATE TABLE IF NOT EXISTS displaced (
     raffle INTEGER NOT NULL REFERENCES raffle,
     position INTEGER NOT NULL,
@@ -46,9 +48,9 @@ CREATE TABLE IF NOT EXISTS displaced (
 CREATE TABLE IF NOT EXISTS ticket (
     raffle INTEGER NOT NULL REFERENCES raffle,
     number INTEGER NOT NULL CHECK (number >= 1),
-    -- In network byte order: 4 bytes of IPv4, or 16 of IPv6 with the bits that do not count set to zero.
+    -- In network byte order: 4 bytes of IPv4, or 16 of IPv6 with the host bits set to zero.
     participant BLOB NOT NULL CHECK (length(participant) IN (4, 16)),
-    -- The verification code, as PBKDF2-HMAC-SHA256 leaves it.
+    -- PBKDF2-HMAC-SHA256 of the verification code.
     salt BLOB NOT NULL,
     iterations INTEGER NOT NULL,
     code_hash BLOB NOT NULL,

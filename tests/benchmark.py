@@ -26,8 +26,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import helpers
-from helpers import ONE_PRIZE, Server
-from test_worn_down import Stalling
+from helpers import Server, Stalling, all_pages
 
 import storage
 
@@ -38,9 +37,9 @@ MILLION = 1_000_000
 FLOOR = """
 import bottle, raffle
 app = bottle.Bottle()
-app.close = lambda: None
+app.settings = {name: raffle.setting(name) for name in raffle.SETTINGS}
 ticket = '{"raffle_id": "9b2f6a54-6d0c-4b7e-9a35-0c8a3c1f7d21", "ticket_number": 2, ' \\
-    '"verification_code": "7K3M-9QXD-04TZ-WHE8-5C1N-VRP6"}\\\\n'
+    '"verification_code": "7K3M-9QXD-04TZ-WHE8-5C1N-VRP6"}\\n'
 app.route("/<path:path>", ["GET", "POST"], lambda path: ticket)
 raffle.create_app = lambda: app
 raffle.main()
@@ -135,20 +134,12 @@ def one(connection, method, path, body=""):
     return (time.perf_counter() - start) * 1e3
 
 
-def create(server, total_tickets, prizes=ONE_PRIZE):
-    status, headers, raffle = server.request(
-        "POST", "/raffles/", {"name": "Fair", "total_tickets": total_tickets, "prizes": prizes}
-    )
-    assert status == 201, raffle
-    return headers["Location"]
-
-
 def fill(store, raffle_id, start, end):
     """Give tickets to the participants `start` to `end`, at addresses in no order, 20,000 in a commit."""
     participants = [n * 2654435761 % 2**32 for n in range(start, end)]
     for first in range(0, len(participants), 20_000):
         requests = [(n.to_bytes(4, "big"), b"s" * 16, 1, b"h" * 32) for n in participants[first : first + 20_000]]
-        store._write(lambda db, _, __, r=requests: storage._issue_tickets(db, raffle_id, r)[:1], raffle_id)
+        store.database.write(lambda db, *_, r=requests: storage.issue_tickets(db, raffle_id, r)[:1], raffle_id).result()
 
 
 def issue(store, raffle_id, start, tickets):
@@ -179,8 +170,8 @@ def memory(server, field):
 
 def measure_rates(start):
     floor_server, server = start(program=("-c", FLOOR)), start()
-    raffle = create(server, 2**53 - 1)
-    sold_out = create(server, 1000)
+    raffle = server.create(2**53 - 1)
+    sold_out = server.create(1000)
     tickets = []
     for _ in range(1000):
         status, _, ticket = server.request("POST", f"{sold_out}participate/", **forwarded())
@@ -217,7 +208,8 @@ def participate(server, raffle, waits, over):
 
 def measure_million(start, database):
     progress("a raffle of a million tickets; this takes a minute")
-    with closing(storage.Storage(database)) as store:
+    store = storage.Storage(database)
+    with closing(store.database):
         empty = database.stat().st_size
         million = store.create_raffle("Million", MILLION, [{"name": "Pen", "amount": MILLION}])["id"]
         first = issue(store, million, 0, 20_000)
@@ -230,12 +222,13 @@ def measure_million(start, database):
             f"{last / first:.2f}",
         )
     show("disk for a million tickets", f"{(database.stat().st_size - empty) / MILLION:.0f} bytes each", "", "")
-    with closing(storage.Storage(database)) as store:
+    store = storage.Storage(database)
+    with closing(store.database):
         hundred_thousand = store.create_raffle("Big", 100_000, [{"name": "Pen", "amount": 100_000}])["id"]
         fill(store, hundred_thousand, 0, 100_000)
 
     server = start(RAFFLE_DATABASE=str(database))
-    other = create(server, 2**53 - 1)
+    other = server.create(2**53 - 1)
     for prizes, raffle_id in ((100_000, hundred_thousand), (MILLION, million)):
         progress(f"a draw of {prizes:,} prizes")
         waits = []
@@ -258,21 +251,22 @@ def measure_million(start, database):
         )
 
     progress("a million wins, page by page")
-    path, pages = f"/raffles/{million}/winners/", []
-    before = None
+    pages, resident = [], []
     with closing(http.client.HTTPConnection("127.0.0.1", int(server.port))) as connection:
-        while path:
+
+        def get(path):
             began = time.perf_counter()
             connection.request("GET", path)
             response = connection.getresponse()
             response.read()
             pages.append(time.perf_counter() - began)
-            # Every thread that serves its first long page keeps some memory.
-            if len(pages) == 50:
-                before = memory(server, "VmRSS")
-            link = re.match(r"<(.*)>", response.headers.get("Link", ""))
-            path = link and link[1]
-    grown = memory(server, "VmRSS") - before
+            resident.append(memory(server, "VmRSS"))
+            return response.headers, None
+
+        for _ in all_pages(get, f"/raffles/{million}/winners/"):
+            pass
+    # Every thread that serves its first long page keeps some memory: so not from the first on.
+    grown = resident[-1] - resident[49]
     first, last = statistics.median(pages[:10]), statistics.median(pages[-10:])
     show(
         f"list a million wins in {len(pages)} pages",
@@ -291,7 +285,7 @@ def measure_slow_disk(start, directory):
     source.write_text(SLOW_DISK)
     subprocess.run(["cc", "-shared", "-fPIC", "-o", directory / "slow.so", source, "-ldl"], check=True)
     server = start(LD_PRELOAD=str(directory / "slow.so"))
-    raffle = create(server, 2**53 - 1)
+    raffle = server.create(2**53 - 1)
     with closing(http.client.HTTPConnection("127.0.0.1", int(server.port))) as connection:
         alone = statistics.median(one(connection, "POST", f"{raffle}participate/") for _ in range(100))
     rate, p50, p99 = load(server, "POST", f"{raffle}participate/")
@@ -309,8 +303,8 @@ def measure_worn_down(start, directory):
     sold_out = helpers.fill(directory / "raffle.db", 10_000, [{"name": "x" * 20, "amount": 10_000}])
     server = start()
     server.request("POST", f"{sold_out}winners/")
-    raffle = create(server, 2**53 - 1)
-    stalling = Stalling(server, sold_out, resting=200, dribbling=200, unreading=50)
+    raffle = server.create(2**53 - 1)
+    stalling = Stalling(server, f"{sold_out}winners/", resting=200, dribbling=200, unreading=50)
     with closing(http.client.HTTPConnection("127.0.0.1", int(server.port))) as connection:
         waits = [one(connection, "POST", f"{raffle}participate/") for _ in range(1000)]
     stalling.stop()

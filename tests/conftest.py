@@ -1,10 +1,12 @@
 import os
+import sqlite3
 from contextlib import closing
 
 import pytest
 from helpers import MANAGER, Client, Server
 
 import raffle
+from storage import Storage
 
 
 @pytest.fixture(autouse=True)
@@ -18,6 +20,20 @@ def no_settings(monkeypatch):
 @pytest.fixture
 def database(tmp_path):
     return tmp_path / "raffle.db"
+
+
+@pytest.fixture
+def store(database):
+    store = Storage(database)
+    with closing(store.database):
+        yield store
+
+
+@pytest.fixture
+def look(database):
+    """Read the database past the program: `look(sql)` returns the rows."""
+    with closing(sqlite3.connect(database)) as connection:
+        yield lambda sql: connection.execute(sql).fetchall()
 
 
 @pytest.fixture

@@ -5,6 +5,8 @@ import re
 from pathlib import Path
 
 DESCRIPTION = json.loads(Path(__file__).parent.with_name("openapi.json").read_text(encoding="utf-8"))
+# What info.description says of every answer.
+HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 TYPES = {
     "object": dict,
     "array": list,
@@ -22,8 +24,9 @@ UNDERSTOOD |= {"properties", "additionalProperties", "items", "minItems", "maxIt
 
 
 def resolve(value):
-    """Follow a $ref, if the value is one."""
+    """Follow a $ref, if the value is one. Beside it there may be another description."""
     if "$ref" in value:
+        assert set(value) <= {"$ref", "description"}, value
         target = DESCRIPTION
         for name in value["$ref"].split("/")[1:]:
             target = target[name]
@@ -72,19 +75,27 @@ def described_path(path):
     return None
 
 
+def described_response(method, path, status):
+    """Return what the description says of a response with this status, and fail if it says nothing."""
+    template = described_path(path)
+    operations = DESCRIPTION["paths"][template] if template else {}
+    operation = operations.get({"HEAD": "get"}.get(method, method.lower()))
+    if operation:
+        responses, others = operation["responses"], (421, 500)
+    else:
+        responses = {"default": {"$ref": "#/components/responses/Error"}}
+        others = (403, 405, 421) if template else (404, 421)
+    # default is for what any request may be answered, not for what an operation forgot to mention.
+    assert str(status) in responses or status in others, (method, path, status)
+    return resolve(responses.get(str(status), responses["default"]))
+
+
 def assert_described(method, path, status, headers, body):
     """Check that an answer is one that the description announces for the request."""
-    template = described_path(path)
-    if template is None:
-        assert status in (404, 421), (method, path, status)
-        return
-    operation = DESCRIPTION["paths"][template].get({"HEAD": "get"}.get(method, method.lower()))
-    if operation is None:
-        assert status in (403, 405, 421), (method, path, status)
-        return
-    assert str(status) in operation["responses"], (method, path, status)
-    response = resolve(operation["responses"][str(status)])
-    for name, header in response["headers"].items():
+    response = described_response(method, path, status)
+    for name, value in HEADERS.items():
+        assert headers.get(name) == value, (name, method, path, status)
+    for name, header in response.get("headers", {}).items():
         header = resolve(header)
         assert name in headers or not header.get("required"), (name, method, path, status)
         if name in headers:

@@ -1,69 +1,132 @@
-"""The README's way to copy a database that is in use, and to restore it."""
+"""The command that copies a database in use, and the README's way to restore it."""
 
+import os
 import re
+import signal
 import subprocess
 import sys
-from itertools import count
 
-from helpers import ONE_PRIZE, ROOT
-from test_durability import Crowd, assert_kept
-
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+import pytest
+from helpers import README, ROOT, Crowd, assert_kept, fill
 
 
-def backup(directory):
-    """Run the README's command in a directory, with the Python of the tests."""
-    (command,) = re.findall(r"^(python3 -c '\nimport os, sqlite3.*?')", README, re.MULTILINE | re.DOTALL)
-    command = command.replace("python3", sys.executable, 1)
-    subprocess.run(["bash", "-euc", f"{command} raffle.db backup.db"], cwd=directory, check=True, timeout=60)
+def back_up(database, copy):
+    """Run `python raffle.py backup` and return what it has done."""
+    command = [sys.executable, ROOT / "raffle.py", "backup", str(copy)]
+    environment = {**os.environ, "RAFFLE_DATABASE": str(database)}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
 
 
-def test_a_backup_made_under_load_restores_to_a_consistent_raffle(serve, tmp_path, database):
-    server = serve()
-    total = 100_000
-    raffle = server.request("POST", "/raffles/", {"name": "Fair", "total_tickets": total, "prizes": ONE_PRIZE})[1][
-        "Location"
-    ]
-    crowd = Crowd()
+def restore(directory):
+    """Run the README's command in a directory."""
+    (command,) = re.findall(r"^cp backup\.db raffle\.db\.new .*$", README, re.MULTILINE)
+    subprocess.run(["bash", "-euc", command], cwd=directory, check=True, timeout=60)
+
+
+def sell_out(server, raffle, database, before):
+    """Check that a restored raffle issues the numbers that nobody in its backup has."""
+    crowd = Crowd(first=50_000)
     crowd.start(server, raffle)
-    crowd.wait_for(lambda: len(crowd.tickets) >= 100)
-    before = list(crowd.tickets)
-    backup(tmp_path)
-    crowd.wait_for(lambda: len(crowd.tickets) >= len(before) + 100)
-    assert server.stop() == 0
-    crowd.stop()
-    assert_kept(database, crowd.tickets)
-
-    copy = tmp_path / "backup.db"
-    assert copy.stat().st_mode & 0o077 == 0
-    assert_kept(copy, before)
-    # What a crash would have left must not be mixed with the copy.
-    database.with_name("raffle.db-wal").write_bytes(b"x" * 10_000)
-    (restore,) = re.findall(r"^rm -f raffle.db-wal .*$", README, re.MULTILINE)
-    subprocess.run(["bash", "-euc", restore], cwd=tmp_path, check=True, timeout=60)
-    server = serve()
-    restored = server.request("GET", raffle)[2]
-    assert len(before) <= total - restored["available_tickets"] < len(crowd.tickets)
-    # The numbers that are left are those that nobody in the backup has.
-    crowd = Crowd()
-    crowd.numbers = count(100_000)
-    crowd.start(server, raffle)
-    crowd.wait_for(lambda: len(crowd.tickets) >= 100)
+    crowd.wait_for(lambda: crowd.statuses[410])
     crowd.stop()
     assert server.stop() == 0
     assert_kept(database, before + crowd.tickets)
 
 
+def test_a_backup_made_under_load_restores_to_a_consistent_raffle(serve, tmp_path, database):
+    server = serve()
+    raffle = server.create(2000)
+    crowd = Crowd()
+    crowd.start(server, raffle)
+    crowd.wait_for_tickets(100)
+    before = list(crowd.tickets)
+    done = back_up(database, tmp_path / "backup.db")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{database} was copied to {tmp_path}/backup.db\n", "")
+    crowd.wait_for_tickets(100)
+    crowd.stop()
+    assert server.stop() == 0
+    assert_kept(database, crowd.tickets)
+
+    assert (tmp_path / "backup.db").stat().st_mode & 0o777 == 0o600
+    assert_kept(tmp_path / "backup.db", before)
+    # What a crash would have left must not be mixed with the copy.
+    database.with_name("raffle.db-wal").write_bytes(b"x" * 10_000)
+    restore(tmp_path)
+    server = serve()
+    left = server.request("GET", raffle)[2]["available_tickets"]
+    assert len(before) <= 2000 - left < len(crowd.tickets)
+    sell_out(server, raffle, database, before)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_a_server_that_was_not_stopped_for_a_restore_issues_no_ticket_any_more(serve, tmp_path, database, how):
+    server = serve()
+    raffle = server.create(2000)
+    crowd = Crowd()
+    crowd.start(server, raffle)
+    crowd.wait_for_tickets(100)
+    before = list(crowd.tickets)
+    assert back_up(database, tmp_path / "backup.db").returncode == 0
+    crowd.wait_for_tickets(100)
+    restore(tmp_path)
+    late = Crowd(first=25_000)
+    late.start(server, raffle)
+    late.wait_for(lambda: late.statuses[503] >= 20)
+    late.stop()
+    crowd.stop()
+    assert set(late.statuses) == {503}
+    assert server.request("GET", "/health")[0] == 503
+    (line,) = server.log.read_text().splitlines()[1:]
+    assert re.search(
+        "CRITICAL Nothing is written any more, until a restart: .*/raffle.db(-wal)? was changed, moved or deleted", line
+    )
+    server.stop(how)
+    server = serve()
+    assert 2000 - server.request("GET", raffle)[2]["available_tickets"] >= len(before)
+    sell_out(server, raffle, database, before)
+
+
 def test_a_backup_writes_nothing_to_the_database(serve, tmp_path, database):
     server = serve()
-    server.request("POST", "/raffles/", {"name": "Fair", "total_tickets": 2, "prizes": ONE_PRIZE})
+    server.create()
     files = [database, tmp_path / "raffle.db-wal"]
     before = [file.read_bytes() for file in files]
-    backup(tmp_path)
+    assert back_up(database, tmp_path / "backup.db").returncode == 0
     assert [file.read_bytes() for file in files] == before
-    assert sorted(file.name for file in tmp_path.glob("*.db*")) == [
-        "backup.db",
-        "raffle.db",
-        "raffle.db-shm",
-        "raffle.db-wal",
-    ]
+    names = sorted(file.name for file in tmp_path.iterdir())
+    assert names == ["backup.db", "log", "raffle.db", "raffle.db-shm", "raffle.db-wal"]
+
+
+@pytest.mark.parametrize("name", ["a #b?c%20d.db", "ü.db"])
+def test_any_path_can_be_copied_from_and_to(tmp_path, name):
+    fill(tmp_path / name, 3, [{"name": "Pen", "amount": 1}])
+    assert back_up(tmp_path / name, tmp_path / f"copy of {name}").returncode == 0
+    assert_kept(tmp_path / f"copy of {name}", [])
+
+
+def test_a_backup_does_not_overwrite_a_file(tmp_path, database):
+    fill(database, 3, [{"name": "Pen", "amount": 1}])
+    copy = tmp_path / "backup.db"
+    copy.write_text("precious")
+    done = back_up(database, copy)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"{copy} exists already\n")
+    assert copy.read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("content", "copy", "says"),
+    [
+        (None, "backup.db", "{database} cannot be copied to {copy}: unable to open database file"),
+        ("", "backup.db", "{database} is empty"),
+        ("no database" * 1000, "backup.db", "{database} cannot be copied to {copy}: file is not a database"),
+        ("", "missing/backup.db", "{copy} cannot be written: No such file or directory"),
+    ],
+)
+def test_a_backup_that_fails_says_why_and_leaves_nothing_behind(tmp_path, database, content, copy, says):
+    if content is not None:
+        database.write_text(content)
+    before = sorted(tmp_path.iterdir())
+    done = back_up(database, tmp_path / copy)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == says.format(database=database, copy=tmp_path / copy) + "\n"
+    assert sorted(tmp_path.iterdir()) == before

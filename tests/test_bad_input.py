@@ -99,6 +99,10 @@ NOT_AN_OBJECT = [
     b"\xef\xbb\xbf{}",
     "{}".encode("utf-16"),
     "{}".encode("utf-32"),
+    b"[" * 4096,
+    b'{"a":' * 800,
+]
+DEEP = [
     b"[" * 100_000,
     b'{"a":' * 100_000,
     b"[" * 100_000 + b"]" * 100_000,
@@ -106,8 +110,14 @@ NOT_AN_OBJECT = [
 ]
 
 
-@pytest.mark.parametrize("body", NOT_AN_OBJECT, ids=[f"{body[:20]!r}-{len(body)}" for body in NOT_AN_OBJECT])
-@pytest.mark.parametrize("path", ["/raffles/", "/raffles/unknown/verify-ticket/"])
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        *[("/raffles/", body) for body in NOT_AN_OBJECT + DEEP],
+        *[("/raffles/unknown/verify-ticket/", body) for body in NOT_AN_OBJECT],
+    ],
+    ids=lambda value: f"{value[:20]!r}-{len(value)}",
+)
 def test_what_is_not_one_json_object_is_refused(client, path, body):
     response = client.request_from(MANAGER, "POST", path, body, status=400)
     assert_problem(response)
@@ -144,11 +154,13 @@ def test_a_body_that_is_not_called_json_is_refused(client, path, content_type):
     assert_problem(response)
 
 
-@pytest.mark.parametrize("path", ["/raffles/", "/raffles/unknown/verify-ticket/"])
-def test_a_body_may_have_one_mebibyte_and_no_more(client, path):
+@pytest.mark.parametrize(
+    ("path", "longest", "status"), [("/raffles/", 2**20, 201), ("/raffles/unknown/verify-ticket/", 2**12, 404)]
+)
+def test_a_body_may_have_one_mebibyte_or_four_kibibytes_for_a_ticket_and_no_more(client, path, longest, status):
     body = json.dumps({**RAFFLE, **TICKET}).encode()
-    client.request_from(MANAGER, "POST", path, body.ljust(2**20), status=201 if path == "/raffles/" else 404)
-    assert_problem(client.request_from(MANAGER, "POST", path, body.ljust(2**20 + 1), status=413))
+    client.request_from(MANAGER, "POST", path, body.ljust(longest), status=status)
+    assert_problem(client.request_from(MANAGER, "POST", path, body.ljust(longest + 1), status=413))
 
 
 def test_a_body_of_the_wrong_type_is_refused_before_its_length(client):

@@ -1,33 +1,25 @@
-"""What has been answered survives: crashes, full disks, locks, and the order to stop."""
+"""What has been answered survives: crashes, full disks, locks, other programs, and the order to stop."""
 
 import http.client
 import os
 import random
+import re
 import resource
+import shutil
 import signal
-import socket
 import sqlite3
-import threading
-from collections import Counter
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from itertools import count
-from pathlib import Path
 
 import pytest
-from helpers import ONE_PRIZE, fill
+from helpers import Crowd, assert_kept, fill
 
-from raffle import check_draw
+from draw import check_draw
 
 CRASHES = int(os.environ.get("RAFFLE_TEST_CRASHES", "30"))
-
-
-SMALL_BUFFERS = """
-import socket, raffle
-from waitress.adjustments import Adjustments
-Adjustments.socket_options.append((socket.SOL_SOCKET, socket.SO_SNDBUF, 4096))
-raffle.main()
-"""
 
 # Is killed at a certain statement after the one that says of a raffle that its winners are drawn.
 KILLED_IN_A_DRAW = """
@@ -49,71 +41,14 @@ connect, sqlite3.connect = sqlite3.connect, connect_traced
 raffle.main()
 """
 
-
-def create(server, total_tickets, prizes=ONE_PRIZE):
-    body = {"name": "Fair", "total_tickets": total_tickets, "prizes": prizes}
-    status, headers, _ = server.request("POST", "/raffles/", body)
-    assert status == 201
-    return headers["Location"]
-
-
-def address(n):
-    return f"127.{n // 62500 + 1}.{n // 250 % 250}.{n % 250 + 1}"
-
-
-class Crowd:
-    """Participants, each with an address of its own, who ask for tickets many at a time until they are told to stop."""
-
-    def __init__(self, size=8):
-        self.tickets = []  # (address, ticket) of each that was answered
-        self.statuses = Counter()
-        self.numbers = count()
-        self.size = size
-        self.changed = threading.Condition()
-
-    def start(self, server, raffle):
-        self.over = False
-        self.threads = [threading.Thread(target=self.ask, args=(server, raffle)) for _ in range(self.size)]
-        for thread in self.threads:
-            thread.start()
-
-    def ask(self, server, raffle):
-        while not self.over:
-            source = address(next(self.numbers))
-            try:
-                status, _, ticket = server.request("POST", f"{raffle}participate/", source=source)
-            except (OSError, http.client.HTTPException):
-                status, ticket = None, None
-            with self.changed:
-                self.statuses[status] += 1
-                if status == 201:
-                    self.tickets.append((source, ticket))
-                if status is None:
-                    self.over = True
-                self.changed.notify()
-
-    def wait_for(self, condition):
-        with self.changed:
-            assert self.changed.wait_for(condition, 60)
-
-    def stop(self):
-        self.over = True
-        for thread in self.threads:
-            thread.join()
-
-
-def assert_kept(database, tickets):
-    """Check that every answered ticket is in the database as it was answered, and that the database is sound."""
-    with closing(sqlite3.connect(database)) as connection:
-        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-        assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
-        rows = connection.execute("SELECT number, participant FROM ticket").fetchall()
-        [(total, available)] = connection.execute("SELECT total_tickets, available_tickets FROM raffle").fetchall()
-    assert len(rows) == total - available
-    assert len({number for number, _ in rows}) == len({participant for _, participant in rows}) == len(rows)
-    kept = set(rows)
-    for source, ticket in tickets:
-        assert (ticket["ticket_number"], socket.inet_aton(source)) in kept
+# A checkpoint syncs and changes the file as well.
+NO_CHECKPOINTS = "import database, raffle; database.CHECKPOINT_INTERVAL = 600; raffle.main()"
+# Writes down what it syncs and what it sends.
+TRACED = """
+import os
+strace = "strace -D -f -y -e trace=fsync,fdatasync,sendto -e signal=none -o".split()
+os.execvp("strace", [*strace, {trace!r}, {python!r}, "-c", {program!r}])
+"""
 
 
 def test_no_answered_ticket_is_lost_when_the_process_is_killed(serve, database):
@@ -122,10 +57,9 @@ def test_no_answered_ticket_is_lost_when_the_process_is_killed(serve, database):
     raffle = None
     for _ in range(CRASHES):
         server = serve()
-        raffle = raffle or create(server, total)
-        answered = len(crowd.tickets) + random.randrange(1, 40)
+        raffle = raffle or server.create(total)
         crowd.start(server, raffle)
-        crowd.wait_for(lambda answered=answered: len(crowd.tickets) >= answered)
+        crowd.wait_for_tickets(random.randrange(1, 40))
         server.stop(signal.SIGKILL)
         crowd.stop()
         assert_kept(database, crowd.tickets)
@@ -138,6 +72,19 @@ def test_no_answered_ticket_is_lost_when_the_process_is_killed(serve, database):
     with ThreadPoolExecutor(8) as pool:
         verified = pool.map(lambda item: server.request("POST", f"{raffle}verify-ticket/", item[1]), crowd.tickets)
         assert {status for status, _, _ in verified} == {200}
+
+
+def test_a_ticket_is_on_the_disk_before_it_is_answered(serve, tmp_path):
+    if not shutil.which("strace"):
+        pytest.skip("there is no strace here")
+    trace = tmp_path / "trace"
+    program = TRACED.format(trace=str(trace), python=sys.executable, program=NO_CHECKPOINTS)
+    server = serve(program=("-c", program))
+    raffle = server.create()
+    assert server.request("POST", f"{raffle}participate/")[0] == 201
+    server.stop()
+    _, between, _ = re.split(r'sendto\(.*"HTTP/1.1 201 .*', trace.read_text())
+    assert re.search(r"sync\(\d+<.*/raffle.db-wal>\) += 0", between)
 
 
 def test_a_draw_is_kept_whole_or_not_at_all_whichever_statement_the_process_is_killed_at(serve, database):
@@ -161,24 +108,19 @@ def test_a_draw_is_kept_whole_or_not_at_all_whichever_statement_the_process_is_k
     assert (status, kept()) == (201, (1, 30_000))
     # What is there then can be checked.
     server = serve()
-    receipt, wins, page = server.request("GET", f"{raffle}draw/")[2], [], f"{raffle}winners/"
-    while page:
-        _, headers, more = server.request("GET", page)
-        wins += more
-        page = headers.get("Link", "").partition(">")[0][1:]
-    assert all(holds for _, holds in check_draw(receipt, wins))
+    receipt = server.request("GET", f"{raffle}draw/")[2]
+    assert all(holds for _, holds in check_draw(receipt, server.list_wins(raffle)))
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_the_order_to_stop_is_followed_once_what_has_arrived_is_answered(serve, tmp_path, database, how):
     server = serve()
-    raffle = create(server, 100_000)
+    raffle = server.create()
     crowd = Crowd(size=32)
-    listening = (server.host, int(server.port))
-    with closing(socket.create_connection(listening)) as idle, closing(socket.create_connection(listening)) as stalled:
+    with server.connect() as idle, server.connect() as stalled:
         stalled.sendall(b"POST /raffles/ HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
         crowd.start(server, raffle)
-        crowd.wait_for(lambda: len(crowd.tickets) > 100)
+        crowd.wait_for_tickets(100)
         assert server.stop(how) == 0
         crowd.stop()
         assert idle.recv(1) == stalled.recv(1) == b""
@@ -190,9 +132,23 @@ def test_the_order_to_stop_is_followed_once_what_has_arrived_is_answered(serve, 
     assert "Traceback" not in server.log.read_text()
 
 
+def test_requests_that_arrived_before_the_order_to_stop_are_answered(serve):
+    server = serve()
+    server.process.send_signal(signal.SIGSTOP)
+    clients = [server.connect() for _ in range(10)]
+    for client in clients:
+        client.sendall(b"GET /raffles/ HTTP/1.1\r\nHost: x\r\n\r\n")
+    for _ in range(2):
+        server.process.send_signal(signal.SIGTERM)
+    assert server.stop(signal.SIGCONT) == 0
+    for client in clients:
+        assert client.recv(12) == b"HTTP/1.1 200"
+        client.close()
+
+
 def test_a_full_disk_is_told_and_survived(serve, database):
     server = serve()
-    raffle = create(server, 100_000)
+    raffle = server.create()
     _, unlimited = resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE)
     resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (300_000, unlimited))
     crowd = Crowd()
@@ -203,8 +159,7 @@ def test_a_full_disk_is_told_and_survived(serve, database):
     status, headers, _ = server.request("POST", f"{raffle}participate/", source="127.200.0.1")
     assert (status, headers["Retry-After"]) == (503, "5")
     resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (unlimited, unlimited))
-    answered = len(crowd.tickets)
-    crowd.wait_for(lambda: len(crowd.tickets) > answered + 20)
+    crowd.wait_for_tickets(20)
     crowd.stop()
     assert set(crowd.statuses) == {201, 503}
     assert server.request("GET", raffle)[2]["available_tickets"] == 100_000 - len(crowd.tickets)
@@ -214,7 +169,7 @@ def test_a_full_disk_is_told_and_survived(serve, database):
 
 def test_a_file_that_another_process_locks_is_told_and_survived(serve, database):
     server = serve()
-    raffle = create(server, 100_000)
+    raffle = server.create()
     crowd = Crowd()
     with closing(sqlite3.connect(database, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -223,69 +178,41 @@ def test_a_file_that_another_process_locks_is_told_and_survived(serve, database)
         assert crowd.tickets == []
         assert server.request("GET", raffle)[2]["available_tickets"] == 100_000
         other.execute("ROLLBACK")
-        crowd.wait_for(lambda: len(crowd.tickets) > 20)
+        crowd.wait_for_tickets(20)
         crowd.stop()
     assert set(crowd.statuses) == {201, 503}
     assert_kept(database, crowd.tickets)
     log = server.log.read_text().splitlines()
-    assert [line.split(" ", 3)[3] for line in log[1:]] == ["Writes fail: database is locked", "Writes go on"]
+    assert [line.split(" ", 3)[3] for line in log[1:]] == ["Writes fail: database is locked", "Writes succeed again"]
 
 
-def test_requests_that_arrived_before_the_order_to_stop_are_answered(serve):
-    server = serve()
-    request = b"GET /raffles/ HTTP/1.1\r\nHost: x\r\n\r\n"
-    server.process.send_signal(signal.SIGSTOP)
-    clients = [socket.create_connection((server.host, int(server.port))) for _ in range(10)]
-    for client in clients:
-        client.sendall(request)
-    for _ in range(2):
-        server.process.send_signal(signal.SIGTERM)
-    assert server.stop(signal.SIGCONT) == 0
-    for client in clients:
-        assert client.recv(12) == b"HTTP/1.1 200"
-        client.close()
-
-
-def test_of_requests_that_come_at_once_on_a_connection_only_the_first_is_answered(serve):
-    # The answers to the others would fill the buffers of a client that does not read, and hold a thread for ever.
-    server = serve()
-    with socket.create_connection((server.host, int(server.port)), timeout=30) as client:
-        client.sendall(b"GET /raffles/ HTTP/1.1\r\nHost: x\r\n\r\n" * 20)
-        answered = b"".join(iter(lambda: client.recv(65536), b""))
-    assert answered.count(b"HTTP/1.1 200 OK") == 1
-    assert b"Connection: close" in answered
-    assert server.request("GET", "/raffles/")[0] == 200
-
-
-def test_clients_that_never_read_hold_neither_threads_nor_memory_nor_the_wal(serve, database):
-    raffle = fill(database, 10_000, [{"name": "x" * 20, "amount": 10_000}])
-    # The system would take two megabytes for each of them.
-    server = serve(program=("-c", SMALL_BUFFERS))
-    assert len(server.request("POST", f"{raffle}winners/")[2]) == 10_000
-
-    def resident():
-        statm = Path(f"/proc/{server.process.pid}/statm").read_text()
-        return int(statm.split()[1]) * resource.getpagesize()
-
-    before = resident()
-    clients = []
-    for _ in range(50):
-        client = socket.socket()
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        client.connect((server.host, int(server.port)))
-        client.sendall(f"GET {raffle}winners/ HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-        clients.append(client)
-    # Each of them has its answer waiting: the first bytes of it have come.
-    for client in clients:
-        assert client.recv(8) == b"HTTP/1.1"
+@pytest.mark.parametrize(
+    "change", ["cp other.db raffle.db", "mv other.db raffle.db", "rm raffle.db-wal", "truncate -s 0 raffle.db-wal"]
+)
+def test_no_ticket_is_answered_once_another_program_has_changed_the_files(serve, tmp_path, database, change):
+    server = serve(program=("-c", NO_CHECKPOINTS))
+    raffle = server.create()
+    with closing(sqlite3.connect(database)) as source, closing(sqlite3.connect(tmp_path / "other.db")) as other:
+        source.backup(other)
     crowd = Crowd()
-    other = create(server, 100_000)
-    crowd.start(server, other)
-    crowd.wait_for(lambda: len(crowd.tickets) >= 100)
+    crowd.start(server, raffle)
+    crowd.wait_for_tickets(100)
+    if "truncate" in change:
+        # In the middle of a commit it would not be noticed.
+        crowd.stop()
+    subprocess.run(change.split(), cwd=tmp_path, check=True)
+    late = Crowd(first=50_000)
+    late.start(server, raffle)
+    late.wait_for(lambda: late.statuses[503] >= 20)
+    late.stop()
     crowd.stop()
-    assert resident() - before < 50 * 4 * 2**20
-    with closing(sqlite3.connect(database)) as connection:
-        # Everything can be checkpointed: no reader is in the way, so the WAL stays as short as it should be.
-        assert connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone() == (0, 0, 0)
-    for client in clients:
-        client.close()
+    assert set(late.statuses) == {503}
+    assert server.request("GET", "/health")[0] == 503
+    assert server.log.read_text().count("Nothing is written any more, until a restart") == 1
+    changed = database.read_bytes()
+    assert server.stop() == 0
+    if change == "rm raffle.db-wal":
+        # The server has it still, and puts into the database what is in it.
+        assert_kept(database, crowd.tickets)
+    else:
+        assert database.read_bytes() == changed

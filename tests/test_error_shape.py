@@ -96,11 +96,10 @@ def test_an_unexpected_error_says_nothing_of_the_inside_but_to_the_log(client, m
 
 
 def test_storage_that_cannot_be_written_is_unavailable_and_keeps_nothing(database, monkeypatch):
-    monkeypatch.setattr(storage, "BUSY_TIMEOUT", 0.01)
+    monkeypatch.setattr("database.BUSY_TIMEOUT", 0.01)
     with closing(raffle.create_app(database, MANAGER)) as app, closing(sqlite3.connect(database)) as other:
         client = Client(app)
-        path, sold_out = client.new_raffle(total_tickets=1), client.new_raffle(total_tickets=1)
-        client.sell_out(sold_out)
+        path, sold_out = client.new_raffle(total_tickets=1), client.new_sold_out()
         other.execute("BEGIN IMMEDIATE")
         refused = [client.create(status=503), client.participate(path, status=503), client.draw(sold_out, status=503)]
         for response in refused:
@@ -113,15 +112,14 @@ def test_storage_that_cannot_be_written_is_unavailable_and_keeps_nothing(databas
         client.participate(path)
 
 
-def test_what_has_been_kept_is_never_answered_as_unavailable(client, monkeypatch):
-    raffle = client.new_raffle(total_tickets=1)
-    client.sell_out(raffle)
+def test_a_database_that_cannot_be_read_is_unavailable(client, monkeypatch):
+    raffle = client.new_sold_out()
 
     def unavailable(*arguments):
-        raise storage.StorageUnavailable
+        raise storage.DatabaseUnavailable
 
     with monkeypatch.context() as patch:
-        patch.setattr(storage.Storage, "_read", unavailable)
+        patch.setattr("database.Database.read", unavailable)
         assert_problem(client.get(raffle, status=503))
         client.create(status=201)
         client.draw(raffle, status=503)
@@ -147,4 +145,4 @@ def test_a_client_without_an_address_can_neither_participate_nor_manage(client, 
         client.request_from(address, "POST", "/raffles/", status=400)
         client.request_from(address, "GET", raffle, status=200)
     assert client.get(raffle).json["available_tickets"] == 3
-    assert "'1.2.3.4:80', which is no address" in caplog.text
+    assert "'1.2.3.4:80', which is not an address" in caplog.text

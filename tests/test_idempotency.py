@@ -7,9 +7,7 @@ import uuid
 from contextlib import closing
 
 import pytest
-from helpers import Client, assert_problem
-from test_secrecy import spellings
-from test_server import at_once
+from helpers import Client, assert_problem, at_once, spellings
 
 import raffle
 import storage
@@ -103,10 +101,10 @@ def test_a_key_is_not_used_up_by_a_failure(client, monkeypatch):
     path = client.new_raffle()
 
     def unavailable(*arguments):
-        raise storage.StorageUnavailable
+        raise storage.DatabaseUnavailable
 
     with monkeypatch.context() as patch:
-        patch.setattr(storage.Storage, "_commit", unavailable)
+        patch.setattr("database.Database.write", unavailable)
         client.participate(path, status=503, Idempotency_Key=KEY)
     assert client.participate(path, Idempotency_Key=KEY).json == client.participate(path, Idempotency_Key=KEY).json
 
@@ -114,8 +112,7 @@ def test_a_key_is_not_used_up_by_a_failure(client, monkeypatch):
 @pytest.mark.parametrize("total", [1, 100])
 def test_the_same_key_ten_times_at_once_is_one_ticket_ten_times(serve, total):
     server = serve()
-    body = {"name": "Fair", "total_tickets": total, "prizes": [{"name": "Bicycle", "amount": 1}]}
-    raffle = server.request("POST", "/raffles/", body)[1]["Location"]
+    raffle = server.create(total)
 
     def participate():
         status, _, ticket = server.request("POST", f"{raffle}participate/", **{"Idempotency-Key": KEY})

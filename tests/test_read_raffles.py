@@ -1,23 +1,7 @@
-import re
 import uuid
 
 import pytest
-from helpers import assert_problem
-
-
-def next_page(response):
-    """Return the path that the Link header leads to, or None on the last page."""
-    link = re.fullmatch(r'<([^>]+)>; rel="next"', response.headers.get("Link", ""))
-    return link and link[1]
-
-
-def all_pages(client, path):
-    pages = []
-    while path:
-        response = client.get(path)
-        pages.append(response.json)
-        path = next_page(response)
-    return pages
+from helpers import all_pages, assert_problem
 
 
 def test_raffles_are_listed_latest_first_without_their_prizes(client):
@@ -36,24 +20,25 @@ def test_no_raffles_are_an_empty_list(client):
 @pytest.mark.parametrize(("limit", "sizes"), [(1, [1, 1, 1, 1, 1]), (2, [2, 2, 1]), (4, [4, 1]), (5, [5]), (1000, [5])])
 def test_pages_of_raffles_follow_one_another_without_gaps(client, limit, sizes):
     ids = [client.create().json["id"] for _ in range(5)]
-    pages = all_pages(client, f"/raffles/?limit={limit}")
+    pages = client.pages(f"/raffles/?limit={limit}")
     assert [len(page) for page in pages] == sizes
     assert [raffle["id"] for page in pages for raffle in page] == ids[::-1]
 
 
 def test_a_page_has_at_most_a_thousand_raffles(client):
     ids = [client.create().json["id"] for _ in range(1001)]
-    pages = all_pages(client, "/raffles/")
+    pages = client.pages("/raffles/")
     assert [len(page) for page in pages] == [1000, 1]
     assert [raffle["id"] for page in pages for raffle in page] == ids[::-1]
 
 
 def test_a_cursor_stays_right_while_raffles_are_added(client):
     ids = [client.create().json["id"] for _ in range(4)]
-    first = client.get("/raffles/?limit=2")
-    client.create()
-    second = client.get(next_page(first))
-    assert [raffle["id"] for raffle in first.json + second.json] == ids[::-1]
+    listed = []
+    for page in all_pages(client.page, "/raffles/?limit=2"):
+        listed += page
+        client.create()
+    assert [raffle["id"] for raffle in listed] == ids[::-1]
 
 
 @pytest.mark.parametrize("longest", [1000, 10_000])

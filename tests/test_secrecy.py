@@ -1,42 +1,13 @@
-import base64
-import json
 import logging
 
 import pytest
-from helpers import Client, assert_problem
-
-from storage import ALPHABET
-
-
-def spellings(code):
-    """Return the bytes of a verification code in every encoding that could be read back."""
-    text = code.replace("-", "")
-    number = 0
-    for character in text:
-        number = number * 32 + ALPHABET.index(character)
-    raw = number.to_bytes(15, "big")
-    texts = [
-        code,
-        text,
-        text[::-1],
-        raw.hex(),
-        str(number),
-        base64.b64encode(raw).decode(),
-        base64.b85encode(raw).decode(),
-    ]
-    texts += [base64.b32encode(raw).decode(), base64.urlsafe_b64encode(raw).decode()]
-    for spelled in (code, text):
-        texts += [base64.b64encode(spelled.encode()).decode().rstrip("="), spelled.encode().hex()]
-    encoded = [form.encode(encoding) for form in texts for encoding in ("utf-8", "utf-16-le", "utf-16-be")]
-    encoded += [form.upper().encode() for form in texts] + [form.lower().encode() for form in texts]
-    return {*encoded, raw, raw[::-1], json.dumps(code).encode()}
+from helpers import assert_problem, spellings
 
 
 def test_neither_the_database_nor_its_wal_nor_the_log_holds_a_code(serve, tmp_path):
     server = serve()
     prizes = [{"name": "Penny-farthing", "amount": 2}]
-    _, headers, _ = server.request("POST", "/raffles/", {"name": "Fair", "total_tickets": 20, "prizes": prizes})
-    raffle = headers["Location"]
+    raffle = server.create(20, prizes)
     tickets = [server.request("POST", f"{raffle}participate/", source=f"127.0.3.{n}")[2] for n in range(1, 21)]
     server.request("POST", f"{raffle}winners/")
     for ticket in tickets:
@@ -57,7 +28,7 @@ def test_neither_the_database_nor_its_wal_nor_the_log_holds_a_code(serve, tmp_pa
             assert spelling not in wal + database + log
 
 
-def test_the_log_has_a_line_for_each_creation_and_each_draw(client: Client, caplog):
+def test_the_log_has_a_line_for_each_creation_and_each_draw(client, caplog):
     caplog.set_level(logging.INFO)
     raffle = client.new_raffle(total_tickets=1)
     raffle_id = raffle.split("/")[2]

@@ -1,9 +1,10 @@
 """The order of the tickets and the winners are uniform: no number, and nobody, is favoured."""
 
 import math
-import secrets
+import sqlite3
 from collections import Counter
 from contextlib import closing
+from functools import partial
 from itertools import permutations, product
 
 import pytest
@@ -15,26 +16,33 @@ TICKETS = range(1, 5)
 CERTAIN = 1e-6  # how rarely a test may fail by chance
 
 
-@pytest.fixture(scope="module")
-def plays(tmp_path_factory):
+class Unsynchronised(sqlite3.Connection):
+    """Chance is tested here, not the disk."""
+
+    def execute(self, sql, *values):
+        return super().execute(sql.replace("synchronous = FULL", "synchronous = OFF"), *values)
+
+
+@pytest.fixture(scope="module", params=[1, len(TICKETS)], ids=["one by one", "in one batch"])
+def plays(request, tmp_path_factory):
     """Play many raffles of 4 tickets and 2 prizes: the numbers in the order they were asked for, and those that won."""
-    names = [f"raffle {n}" for n in range(RAFFLES)]
     prizes = [{"name": "first", "amount": 1}, {"name": "second", "amount": 1}]
+    asking = [(bytes([127, 0, 0, n]), b"", 1, b"") for n in TICKETS]
+    batches = [asking[first : first + request.param] for first in range(0, len(asking), request.param)]
 
-    def give_out(db, *_):
-        numbers = []
-        for name in names:
-            storage._insert_raffle(db, name, [("Fair", len(TICKETS), prizes, "", secrets.token_bytes(32))])
-            participants = [bytes([127, 0, 0, n]) for n in TICKETS]
-            numbers.append([storage._issue_tickets(db, name, [(who, b"", 1, b"")])[0] for who in participants])
-        return [numbers]
+    def play(store):
+        raffle_id = store.create_raffle("Fair", len(TICKETS), prizes)["id"]
+        given = store.database.write(
+            lambda db, *_: [[n for batch in batches for n in storage.issue_tickets(db, raffle_id, batch)]], raffle_id
+        ).result()
+        wins, _ = store.draw_winners(raffle_id)
+        return tuple(given), tuple(win["ticket_number"] for win in wins)
 
-    with closing(storage.Storage(tmp_path_factory.mktemp("uniformity") / "raffle.db")) as store:
-        # Chance is tested here, not the disk.
-        store._writer.execute("PRAGMA synchronous = OFF")
-        numbers = store._write(give_out, "all")
-        wins = [store.draw_winners(name) for name in names]
-    return [(tuple(given), tuple(win["ticket_number"] for win in page)) for given, (page, _) in zip(numbers, wins)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=Unsynchronised))
+        store = storage.Storage(tmp_path_factory.mktemp("uniformity") / "raffle.db")
+    with closing(store.database):
+        return [play(store) for _ in range(RAFFLES)]
 
 
 def chance(count, p):

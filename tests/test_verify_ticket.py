@@ -54,7 +54,7 @@ def test_a_code_is_read_leniently(client, raffle, monkeypatch, spelling):
 
 @pytest.mark.parametrize(
     "code",
-    ["", "-", "x", "U" * 24, "0" * 24, "0" * 25, "\0", "\ud800", "🎟" * 24, "0" * 100_000],
+    ["", "-", "x", "U" * 24, "0" * 24, "0" * 25, "\0", "\ud800", "🎟" * 24, "0" * 3000],
 )
 def test_a_wrong_code_is_refused(client, raffle, tickets, code):
     ticket = {**tickets[0], "verification_code": code}

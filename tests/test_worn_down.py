@@ -1,118 +1,104 @@
 """Clients that rest, send slowly or never read take nothing from the others, and are closed in the end."""
 
+import resource
 import signal
-import socket
 import sqlite3
-import threading
-from contextlib import ExitStack, closing, suppress
+from contextlib import closing
 from pathlib import Path
 
 import pytest
-from helpers import ONE_PRIZE, fill
+from helpers import SMALL_BUFFERS, Crowd, Stalling, fill, wait_for
 
-# A server whose system takes little of what it sends, so that what is not read stays with it; it bears
-# stalling clients for 3 seconds only, but waits for a lock longer than that.
-IMPATIENT = """
-import socket, raffle, storage
-from waitress.adjustments import Adjustments
-Adjustments.socket_options.append((socket.SOL_SOCKET, socket.SO_SNDBUF, 4096))
-raffle.STALLED = 3
-storage.BUSY_TIMEOUT = 5
-raffle.main()
-"""
-
-
-class Stalling:
-    """Connections to a server: some at rest, some that send a byte now and then, some that never read."""
-
-    def __init__(self, server, raffle, resting, dribbling, unreading):
-        self.sockets = []
-        for _ in range(resting):
-            self.connect(server)
-        for _ in range(unreading):
-            self.connect(server).sendall(f"GET {raffle}winners/ HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-        self.dribbling = [self.connect(server) for _ in range(dribbling)]
-        self.over = threading.Event()
-        self.thread = threading.Thread(target=self.dribble)
-        self.thread.start()
-
-    def connect(self, server):
-        client = socket.socket()
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        client.connect((server.host, int(server.port)))
-        self.sockets.append(client)
-        return client
-
-    def dribble(self):
-        while not self.over.wait(0.5):
-            for client in self.dribbling:
-                with suppress(OSError):
-                    client.send(b"x")
-
-    def stop(self):
-        self.over.set()
-        self.thread.join()
-        for client in self.sockets:
-            client.close()
+PATIENT = "import server; server.STALL_TIMEOUT = 600" + SMALL_BUFFERS
+# Waits for a lock longer than for a client that stalls.
+IMPATIENT = "import database, server; server.STALL_TIMEOUT = 3; database.BUSY_TIMEOUT = 5" + SMALL_BUFFERS
 
 
 @pytest.fixture
-def sold_out(database):
-    return fill(database, 10_000, [{"name": "x" * 20, "amount": 10_000}])
+def stall(database):
+    """Draw the winners of a raffle, and let clients stall, some of them before they have read who has won."""
+    sold_out = fill(database, 10_000, [{"name": "x" * 20, "amount": 10_000}])
+    stalling = []
+
+    def start(server, **clients):
+        server.request("POST", f"{sold_out}winners/")
+        stalling.append(Stalling(server, f"{sold_out}winners/", **clients))
+        return stalling[-1]
+
+    yield start
+    for clients in stalling:
+        clients.stop()
 
 
-def test_hundreds_of_stalling_clients_do_not_keep_others_from_their_tickets(serve, sold_out):
-    server = serve()
-    server.request("POST", f"{sold_out}winners/")
-    body = {"name": "Fair", "total_tickets": 1000, "prizes": ONE_PRIZE}
-    raffle = server.request("POST", "/raffles/", body)[1]["Location"]
-    with ExitStack() as stack:
-        stalling = Stalling(server, sold_out, resting=200, dribbling=200, unreading=50)
-        stack.callback(stalling.stop)
-        for n in range(100):
-            assert server.request("POST", f"{raffle}participate/", source=f"127.1.1.{n + 1}")[0] == 201
+def test_hundreds_of_stalling_clients_do_not_keep_others_from_their_tickets(serve, stall):
+    server = serve(program=("-c", PATIENT))
+    raffle = server.create()
+    stalling = stall(server, resting=200, dribbling=200, unreading=50)
+    assert stalling.count_open() == 450
+    for n in range(100):
+        assert server.request("POST", f"{raffle}participate/", source=f"127.1.1.{n + 1}")[0] == 201
+    assert stalling.count_open() == 450
     assert "WARNING" not in server.log.read_text()
 
 
-def test_who_stalls_is_closed_and_who_is_served_is_not(serve, sold_out, database):
+def test_clients_that_never_read_hold_neither_threads_nor_memory_nor_the_wal(serve, stall, database):
+    server = serve(program=("-c", PATIENT))
+    raffle = server.create()
+
+    def resident():
+        statm = Path(f"/proc/{server.process.pid}/statm").read_text()
+        return int(statm.split()[1]) * resource.getpagesize()
+
+    stall(server, resting=0, dribbling=0, unreading=1)
+    before = resident()
+    for client in stall(server, resting=0, dribbling=0, unreading=50).unreading:
+        # The first bytes of its answer have come, the rest is waiting.
+        assert client.recv(8) == b"HTTP/1.1"
+    crowd = Crowd()
+    crowd.start(server, raffle)
+    crowd.wait_for_tickets(100)
+    crowd.stop()
+    assert resident() - before < 50 * 4 * 2**20
+    with closing(sqlite3.connect(database)) as connection:
+        # No reader is in the way of a checkpoint, so the WAL stays as short as it should be.
+        busy, length, checkpointed = connection.execute("PRAGMA wal_checkpoint").fetchone()
+    assert (busy, checkpointed) == (0, length)
+
+
+def test_who_stalls_is_closed_and_who_is_served_is_not(serve, stall, database):
     server = serve(program=("-c", IMPATIENT))
-    server.request("POST", f"{sold_out}winners/")
+    raffle = server.create()
     descriptors = Path(f"/proc/{server.process.pid}/fd")
-    poll = threading.Event()
 
-    def sockets():
-        return sum(descriptor.is_socket() for descriptor in descriptors.iterdir())
+    def only_listens():
+        return sum(descriptor.is_socket() for descriptor in descriptors.iterdir()) == 1
 
-    def wait_for(condition):
-        for _ in range(600):
-            if condition():
-                return
-            poll.wait(0.05)
-        pytest.fail("nothing has come of it in 30 seconds")
-
-    wait_for(lambda: sockets() == 1)
-    with ExitStack() as stack:
-        other = stack.enter_context(closing(sqlite3.connect(database)))
+    stalling = stall(server, resting=3, dribbling=3, unreading=3)
+    with closing(sqlite3.connect(database)) as other:
         other.execute("BEGIN IMMEDIATE")
-        answers = []
-        body = {"name": "Fair", "total_tickets": 1, "prizes": ONE_PRIZE}
-        served = threading.Thread(target=lambda: answers.append(server.request("POST", "/raffles/", body)[0]))
-        served.start()
-        stalling = Stalling(server, sold_out, resting=3, dribbling=3, unreading=3)
-        stack.callback(stalling.stop)
-        wait_for(lambda: sockets() >= 9)
-        wait_for(lambda: sockets() == 1)
-        served.join()
-        assert answers == [503]
+        assert server.request("POST", f"{raffle}participate/")[0] == 503
+        # In this order, because to see which are open is to read.
+        wait_for(lambda: only_listens() and stalling.count_open() == 0)
 
 
 def test_who_stalls_is_closed_even_if_the_clock_is_put_back(serve):
     put_back = "import signal, time; now = time.time; late = lambda: now() - 3600\n"
-    put_back += "signal.signal(signal.SIGUSR1, lambda *_: setattr(time, 'time', late))"
+    put_back += "signal.signal(signal.SIGUSR1, lambda *_: setattr(time, 'time', late))\n"
     server = serve(program=("-c", put_back + IMPATIENT))
-    with socket.create_connection((server.host, int(server.port)), 30) as client:
+    with server.connect() as client:
         client.sendall(b"GET /nothing/ HTTP/1.1\r\nHost: x\r\n\r\n")
         assert client.recv(65536).startswith(b"HTTP/1.1 404 ")
         server.process.send_signal(signal.SIGUSR1)
         while client.recv(65536):
             pass
+
+
+def test_of_requests_that_come_at_once_on_a_connection_only_the_first_is_answered(serve):
+    # The answers to the others would fill the buffers of a client that does not read, and hold a thread for ever.
+    server = serve()
+    with server.connect() as client:
+        client.sendall(b"GET /raffles/ HTTP/1.1\r\nHost: x\r\n\r\n" * 20)
+        answered = b"".join(iter(lambda: client.recv(65536), b""))
+    assert answered.count(b"HTTP/1.1 200 OK") == 1
+    assert b"Connection: close" in answered
+    assert server.request("GET", "/raffles/")[0] == 200

@@ -1,7 +1,6 @@
 """Two raffles in one database, played side by side, know nothing of each other."""
 
-from helpers import MANAGER, assert_problem
-from test_read_raffles import all_pages
+from helpers import assert_problem
 
 TICKETS = 6
 PRIZES = {
@@ -27,7 +26,7 @@ def test_two_raffles_in_one_database_are_kept_apart(client):
     wins, receipts = {}, {}
     for name, path in paths.items():
         before = {other: client.get(paths[other]).json for other in paths}
-        drawn = client.request_from(MANAGER, "POST", f"{path}winners/", {"public_randomness": name}, status=201)
+        drawn = client.draw(path, body={"public_randomness": name})
         wins[name] = drawn.json
         after = {other: client.get(paths[other]).json for other in paths}
         assert after == {**before, name: {**created[name], "available_tickets": 0, "winners_drawn": True}}
@@ -39,7 +38,7 @@ def test_two_raffles_in_one_database_are_kept_apart(client):
         assert [win["prize"] for win in wins[name]] == prizes
         assert len({win["ticket_number"] for win in wins[name]}) == len(prizes)
         assert client.get(f"{path}winners/").json == wins[name]
-        assert all_pages(client, f"{path}winners/?limit=1") == [[win] for win in wins[name]]
+        assert client.pages(f"{path}winners/?limit=1") == [[win] for win in wins[name]]
         receipts[name] = client.get(f"{path}draw/").json
         assert receipts[name]["raffle_id"] == created[name]["id"]
         assert receipts[name]["public_randomness"] == name
@@ -52,7 +51,7 @@ def test_two_raffles_in_one_database_are_kept_apart(client):
     for raffle in listed:
         del raffle["prizes"]
     assert client.get("/raffles/").json == listed
-    assert all_pages(client, "/raffles/?limit=1") == [[raffle] for raffle in listed]
+    assert client.pages("/raffles/?limit=1") == [[raffle] for raffle in listed]
 
     for name, path in paths.items():
         [other] = set(PRIZES) - {name}

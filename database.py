@@ -1,0 +1,364 @@
+"""One SQLite file: a thread that writes, with group commit, and a pool of read-only connections.
+
+Requests hand their writes to the thread, which runs all that are waiting in one
+transaction: under load, one sync of the disk pays for many. One writing
+connection also keeps clear of a defect of SQLite before 3.51.3, which can lose
+commits when two connections write or checkpoint a WAL database at the same
+instant. So only one process may serve a file.
+"""
+
+import logging
+import os
+import sqlite3
+import tempfile
+import threading
+import time
+from concurrent.futures import Future
+from contextlib import ExitStack, closing, suppress
+from pathlib import Path
+
+OLDEST_SQLITE = (3, 37)  # STRICT tables
+BUSY_TIMEOUT = 2  # seconds to wait for another program's lock on the file
+CHECKPOINT_INTERVAL = 2  # seconds
+CLOSE_TIMEOUT = 5  # seconds to wait for reads in progress
+
+log = logging.getLogger("raffle")
+
+
+class SQLiteTooOld(Exception):
+    """The SQLite of this Python cannot serve; the message is one sentence on why."""
+
+
+class DatabaseRefused(Exception):
+    """The file cannot serve, or cannot be copied; the message is one sentence on why."""
+
+
+class DatabaseUnavailable(Exception):
+    """The file cannot be read or written now, or the database has been closed."""
+
+
+class FilesChanged(Exception):
+    """Another program has changed, moved or deleted the files, so that what is written would be lost."""
+
+
+class Database:
+    """One SQLite file. Its methods may be called from any thread.
+
+    long_job: a lock for work that takes several writes, such as a draw, so that
+    there is one such work at a time.
+    """
+
+    def __init__(self, path, schema, upgrades):
+        """Open the database at `path`, or create it, readable by its owner only.
+
+        schema: SQL that creates the tables and sets application_id and
+        user_version. upgrades: {version: function of a connection that changes
+        this version into the next}; an older file is copied before it is
+        upgraded. Raises SQLiteTooOld, DatabaseRefused.
+        """
+        if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+            raise SQLiteTooOld(f"SQLite 3.37 or newer is needed, and this Python has {sqlite3.sqlite_version}")
+        self.path = Path(os.path.realpath(path))
+        self._wal = self.path.with_name(f"{self.path.name}-wal")
+        try:
+            self._writer = self._open(schema, upgrades)
+        except OSError as error:
+            raise DatabaseRefused(f"{self.path} cannot be created: {error.strerror}") from error
+        except sqlite3.Error as error:
+            raise DatabaseRefused(f"{self.path} cannot be opened: {error}") from error
+        self.long_job = threading.Lock()
+        self._changed = threading.Condition()
+        self._waiting = {}
+        self._reading = 0
+        self._readers = []
+        self._closing = False
+        self._failure = None
+        self._lost = False
+        self._committed = self._checkpointed = time.monotonic()
+        self._thread = threading.Thread(target=self._write_batches, name="raffle-writer", daemon=True)
+        self._thread.start()
+
+    def read(self, sql, *values):
+        """Return the rows of a statement as a list of tuples. Raises DatabaseUnavailable."""
+        with self._changed:
+            if self._closing:
+                raise DatabaseUnavailable
+            self._reading += 1
+            reader = self._readers.pop() if self._readers else None
+        try:
+            reader = reader or _connect(self.path, "ro")
+            # To the end, because a cursor left open would hold back checkpoints.
+            return reader.execute(sql, values).fetchall()
+        except sqlite3.DatabaseError as error:
+            log.error("The database cannot be read: %s", error)
+            raise DatabaseUnavailable from error
+        finally:
+            with self._changed:
+                if reader:
+                    self._readers.append(reader)
+                self._reading -= 1
+                if self._closing:
+                    self._changed.notify()
+
+    def write(self, action, key, request=None):
+        """Have the writing thread run an action; return a Future of its outcome, which is there after the commit.
+
+        action: function of the connection, the key and a list of all requests
+        that wait for the same action and key. It returns a list with the outcome
+        of each, an exception for a refusal, or raises one for all of them. The
+        Future raises DatabaseUnavailable if the transaction could not be
+        committed. Raises DatabaseUnavailable.
+        """
+        answer = Future()
+        with self._changed:
+            if self._closing or self._lost:
+                raise DatabaseUnavailable
+            self._waiting.setdefault((action, key), []).append((request, answer))
+            self._changed.notify()
+        return answer
+
+    def require_health(self):
+        """Raise DatabaseUnavailable unless every table can be read, and something written."""
+        for (table,) in self.read("SELECT name FROM sqlite_schema WHERE type = 'table'"):
+            self.read(f"SELECT * FROM {table} LIMIT 1")
+        if self._lost or time.monotonic() > self._committed + 1:
+            self.write(_rewrite_version, None).result()
+
+    def close(self):
+        """Finish what is waiting, then end the thread and close every connection."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        # An application that nobody refers to any more may be collected, and closed, in any thread.
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _open(self, schema, upgrades):
+        """Return the connection that writes, to a database of the schema's version."""
+        if self.path.exists() and not self.path.is_file():
+            raise DatabaseRefused(f"{self.path} is not a regular file")
+        with closing(sqlite3.connect(":memory:")) as model:
+            model.executescript(schema)
+            application_id, newest = _identify(model)
+        with suppress(FileExistsError):
+            os.close(os.open(self.path, os.O_CREAT | os.O_EXCL, 0o600))
+        # Read-only at first, because the file of another program must not change.
+        with closing(_connect(self.path, "ro")) as reader:
+            found, version = _identify(reader)
+            is_new = not (found or reader.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0])
+            # SQLite takes a file that is too short to be a database for an empty one.
+            if is_new and self.path.stat().st_size and not reader.execute("PRAGMA page_count").fetchone()[0]:
+                raise DatabaseRefused(f"{self.path} is not a database")
+        if not is_new:
+            if found != application_id or version < 1:
+                raise DatabaseRefused(f"{self.path} was made by another program")
+            if version > newest:
+                raise DatabaseRefused(f"{self.path} was made by a newer version of this program")
+            if version < min(upgrades):
+                raise DatabaseRefused(f"{self.path} was made by a version of this program that is too old")
+            if version < newest:
+                copy = self.path.with_name(f"{self.path.name}.version-{version}")
+                if not copy.exists():
+                    backup(self.path, copy)
+        with ExitStack() as on_failure:
+            writer = on_failure.enter_context(closing(_connect(self.path, "rw")))
+            # Readers go on while a batch is written.
+            writer.execute("PRAGMA journal_mode = WAL")
+            # A ticket that has been answered survives a loss of power: NORMAL might
+            # undo the last commits, and the same number would be issued twice.
+            writer.execute("PRAGMA synchronous = FULL")
+            # A million tickets take 90 MB, each in another place: so keep them in memory (in KiB).
+            writer.execute("PRAGMA cache_size = -131072")
+            # The file changes at checkpoints only. They have a time of their own, so that other changes are noticed.
+            writer.execute("PRAGMA wal_autocheckpoint = 0")
+            if is_new:
+                writer.executescript(schema)
+            else:
+                writer.execute("BEGIN IMMEDIATE")
+                for step in range(version, newest):
+                    upgrades[step](writer)
+                    writer.execute(f"PRAGMA user_version = {step + 1}")
+                    log.info("%s is upgraded to version %d", self.path, step + 1)
+                writer.execute("COMMIT")
+            self._file, self._wal_file = _state(self.path), _state(self._wal)
+            on_failure.pop_all()
+            return writer
+
+    def _write_batches(self):
+        try:
+            while True:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._waiting or self._closing)
+                    batch, self._waiting = self._waiting, {}
+                if not batch:
+                    break
+                self._write_batch(batch)
+                del batch  # not to be kept until the next one comes
+                if time.monotonic() > self._checkpointed + CHECKPOINT_INTERVAL:
+                    self._checkpoint()
+        finally:
+            self._end()
+
+    def _write_batch(self, batch):
+        answers = [answer for group in batch.values() for _, answer in group]
+        failure = None
+        try:
+            outcomes = self._commit(batch)
+        except BaseException as error:  # whatever it is, nobody may wait for ever
+            failure = error
+            with suppress(sqlite3.Error):
+                self._writer.execute("ROLLBACK")
+            outcomes = [DatabaseUnavailable()] * len(answers)
+        with suppress(sqlite3.Error):
+            self._note(failure)
+        for answer, outcome in zip(answers, outcomes):
+            if isinstance(outcome, Exception):
+                answer.set_exception(outcome)
+            else:
+                answer.set_result(outcome)
+
+    def _commit(self, batch):
+        """Run a batch of {(action, key): [(request, answer)]} in one transaction; return all outcomes in its order."""
+        db = self._writer
+        outcomes = []
+        db.execute("BEGIN IMMEDIATE")
+        for (action, key), group in batch.items():
+            db.execute("SAVEPOINT action")
+            try:
+                outcomes += action(db, key, [request for request, _ in group])
+            except sqlite3.OperationalError:
+                # A full disk or an I/O error concerns all, and may have undone the whole transaction.
+                raise
+            except Exception as error:
+                db.execute("ROLLBACK TO action")
+                outcomes += [error] * len(group)
+            db.execute("RELEASE action")
+        # A commit would extend a -wal file that has been cut, and so hide it; and may take a while.
+        self._require_own_files()
+        db.execute("COMMIT")
+        self._require_own_files()
+        self._committed = time.monotonic()
+        return outcomes
+
+    def _require_own_files(self):
+        """Raise FilesChanged unless the files are what this process has made of them."""
+        if _state(self.path) != self._file:
+            raise FilesChanged(f"{self.path} was changed, moved or deleted by another program")
+        wal = _state(self._wal)
+        if not wal or wal[:2] != self._wal_file[:2] or wal[2] < self._wal_file[2]:
+            raise FilesChanged(f"{self._wal} was changed, moved or deleted by another program")
+        self._wal_file = wal
+
+    def _checkpoint(self):
+        with suppress(sqlite3.Error, FilesChanged):
+            self._require_own_files()
+            try:
+                self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)")
+            finally:
+                # The same file as ever: another that was moved here meanwhile must be noticed.
+                self._file = (*self._file[:2], *(_state(self.path) or ())[2:])
+        self._checkpointed = time.monotonic()
+
+    def _note(self, failure):
+        if isinstance(failure, FilesChanged):
+            if not self._lost:
+                log.critical("Nothing is written any more, until a restart: %s", failure)
+            self._lost = True
+        elif failure:
+            if str(failure) != self._failure:
+                log.error("Writes fail: %s", failure)
+            self._failure = str(failure)
+            # Who finds the file locked waits for it, but not everybody in turn: reads need the threads.
+            self._writer.execute("PRAGMA busy_timeout = 0")
+        elif self._failure:
+            log.info("Writes succeed again")
+            self._failure = None
+            self._writer.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT * 1000:.0f}")
+
+    def _end(self):
+        with self._changed:
+            self._closing = True
+            batch, self._waiting = self._waiting, {}
+            self._changed.wait_for(lambda: not self._reading, CLOSE_TIMEOUT)
+        for group in batch.values():
+            for _, answer in group:
+                answer.set_exception(DatabaseUnavailable())
+        # The last connection to close leaves one file: so not a reader.
+        while self._readers:
+            self._readers.pop().close()
+        if _state(self.path) == self._file:
+            self._writer.close()
+        else:
+            # SQLite would write its -wal file over what another program has put there: so keep it from closing.
+            log.critical("%s was changed, moved or deleted by another program, and is left as it is", self.path)
+            threading.Thread(target=_hold, args=[self._writer], daemon=True).start()
+
+
+def backup(path, copy):
+    """Copy the database at `path`, which may be in use, to a new file `copy`, readable by its owner only.
+
+    Raises DatabaseRefused if it cannot be copied, or there is such a file.
+    """
+    copy = Path(copy)
+    if copy.exists():
+        raise DatabaseRefused(f"{copy} exists already")
+    try:
+        # Under another name until it is whole.
+        handle, name = tempfile.mkstemp(prefix=f"{copy.name}.", dir=copy.parent)
+        os.close(handle)
+        try:
+            with closing(_connect(path, "ro")) as source, closing(sqlite3.connect(name)) as target:
+                if not source.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
+                    raise DatabaseRefused(f"{path} is empty")
+                source.backup(target)
+                # One file, without a -wal beside it.
+                target.execute("PRAGMA journal_mode = DELETE")
+                [(found,)] = target.execute("PRAGMA quick_check(1)").fetchall()
+                if found != "ok":
+                    raise DatabaseRefused(f"{path} is damaged: {found}")
+            Path(name).rename(copy)
+        finally:
+            Path(name).unlink(missing_ok=True)
+    except OSError as error:
+        raise DatabaseRefused(f"{copy} cannot be written: {error.strerror}") from error
+    except sqlite3.Error as error:
+        raise DatabaseRefused(f"{path} cannot be copied to {copy}: {error}") from error
+
+
+def _connect(path, mode):
+    # Used by one thread at a time, but not always by the same: hence check_same_thread.
+    # No isolation level: transactions begin and end where the code says so.
+    connection = sqlite3.connect(
+        f"{Path(path).absolute().as_uri()}?mode={mode}",
+        uri=True,
+        timeout=BUSY_TIMEOUT,
+        isolation_level=None,
+        check_same_thread=False,
+    )
+    # SQLite leaves references unchecked unless told otherwise, for the sake of old programs.
+    connection.execute("PRAGMA foreign_keys = ON")
+    return connection
+
+
+def _identify(connection):
+    """Return the application_id and the user_version."""
+    return tuple(connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version"))
+
+
+def _state(path):
+    """Return device, inode, size in bytes and time of the last change of a file, or None if there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _rewrite_version(db, key, requests):
+    [(version,)] = db.execute("PRAGMA user_version").fetchall()
+    db.execute(f"PRAGMA user_version = {version}")
+    return [None] * len(requests)
+
+
+def _hold(connection):
+    threading.Event().wait()

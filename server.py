@@ -1,0 +1,179 @@
+"""waitress, and the few things it leaves undone. This module knows nothing of raffles."""
+
+import signal
+import sys
+import time
+
+import waitress
+from waitress import wasyncore
+from waitress.channel import HTTPChannel
+from waitress.parser import HTTPRequestParser, ParsingError
+from waitress.task import ErrorTask
+
+STALL_TIMEOUT = 30  # seconds without progress, or for a request to arrive
+STOP_TIMEOUT = 5  # seconds to answer what has arrived
+MAX_CONNECTIONS = 500
+MAX_HEAD = 32 * 1024  # bytes, as much as common proxies pass on
+
+
+class Request(HTTPRequestParser):
+    """A request as it arrives."""
+
+    def __init__(self, adj):
+        super().__init__(adj)
+        self.began = time.monotonic()
+
+    def received(self, data):
+        """Take in some bytes, and return how many.
+
+        waitress sends 100 Continue also to a request that is refused or has no
+        body, and then waits for one.
+        """
+        consumed = super().received(data)
+        self.expect_continue = self.expect_continue and not self.completed
+        return consumed
+
+    def parse_header(self, header_plus):
+        """Parse the head of the request. Raises ParsingError, which is answered with 400.
+
+        waitress answers nothing and logs an error for half an IPv6 address as the
+        host and for a Content-Length of thousands of digits. It accepts
+        Content-Length beside Transfer-Encoding, which is how a request is smuggled
+        past a proxy (RFC 9112, 6.1), with any X-Forwarded-For.
+        """
+        try:
+            super().parse_header(header_plus)
+        except ValueError:
+            raise ParsingError("Malformed request") from None
+        if self.chunked and "CONTENT_LENGTH" in self.headers:
+            raise ParsingError("Both Content-Length and Transfer-Encoding")
+
+
+class OwnAnswer(ErrorTask):
+    """What waitress answers by itself, with the headers that every answer has."""
+
+    def execute(self):
+        self.response_headers += [("X-Content-Type-Options", "nosniff"), ("Cache-Control", "no-store")]
+        super().execute()
+
+
+class Channel(HTTPChannel):
+    """A connection without pipelining: the first request is answered, and the connection closed.
+
+    waitress answers them all, so that a client that sends many and reads nothing
+    fills the buffers and holds a thread. HTTP allows to close (RFC 9112, 9.3.2).
+    """
+
+    parser_class = Request
+    error_task_class = OwnAnswer
+    # For _close_stalled(): last_activity when it last looked, and when it last saw progress.
+    seen = moved = None
+
+    def service(self):
+        with self.requests_lock:
+            if len(self.requests) > 1:
+                self.requests[0].headers["CONNECTION"] = "close"
+        super().service()
+
+
+def serve(app, listen, threads, max_body):
+    """Serve a WSGI application until SIGTERM or SIGINT, and say where.
+
+    listen: address and port, as waitress reads it. threads: requests handled at
+    once. max_body: bytes of the longest body that reaches the application. Raises
+    OSError if it cannot listen.
+    """
+    # A thread that has hashed a code or written a row waits this long, in seconds, for one that computes
+    # to let go of the interpreter. With the default of 0.005 the writing thread would starve under load.
+    sys.setswitchinterval(0.001)
+    server = waitress.create_server(
+        app,
+        listen=listen,
+        threads=threads,
+        # Each costs memory and polling time, and up to three files: a long request and a long response have
+        # one each. The rest is the database's.
+        connection_limit=min(MAX_CONNECTIONS, _raise_file_limit() // 4),
+        # Off, because _close_stalled() does more.
+        channel_timeout=2**31,
+        # A short response leaves in one piece, sent by the event loop. With the default of 1 the thread sends
+        # head and body one after the other, and waits for the interpreter each time: half the rate.
+        send_bytes=18000,
+        max_request_header_size=MAX_HEAD,
+        max_request_body_size=max_body,
+        # The application reads them itself.
+        clear_untrusted_proxy_headers=False,
+        # Nobody needs to know what serves.
+        ident=None,
+    )
+    server.channel_class = Channel
+    _run(server)
+
+
+def _raise_file_limit():
+    """Return how many files this process may open: 2,048, or as many as the system allows it to."""
+    import resource  # not on Windows, where the application can be imported all the same
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = 2048 if hard == resource.RLIM_INFINITY else min(2048, hard)
+    if soft != resource.RLIM_INFINITY and soft < files:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+    return files
+
+
+def _run(server):
+    """Run the event loop until a signal, then answer what has arrived.
+
+    server.run() would leave the loop at once, with what is still to be sent.
+    """
+    stopping = []
+
+    def stop(signum, frame):
+        stopping.append(signum)
+        server.pull_trigger()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    host = f"[{server.effective_host}]" if ":" in server.effective_host else server.effective_host
+    print(f"Listening on http://{host}:{server.effective_port}", flush=True)
+    swept = time.monotonic()
+    while not stopping:
+        _poll(server, 1)
+        if time.monotonic() > swept + 1:
+            _close_stalled(server)
+            swept = time.monotonic()
+    accepted = None
+    while accepted != len(server.active_channels):
+        accepted = len(server.active_channels)
+        server.handle_accept()
+    # The socket alone: the server's own close() would take the threads' way to wake the loop with it.
+    wasyncore.dispatcher.close(server)
+    _poll(server, 0)
+    deadline = time.monotonic() + STOP_TIMEOUT
+    while server.active_channels and time.monotonic() < deadline:
+        for channel in list(server.active_channels.values()):
+            # In this order: a thread adds to what is to be sent before it takes the request off the list.
+            if not channel.requests and not channel.total_outbufs_len:
+                channel.handle_close()
+        _poll(server, 0.1)
+    server.task_dispatcher.shutdown(timeout=1)
+
+
+def _poll(server, timeout):
+    # select() would end at the 1,024th descriptor.
+    wasyncore.loop(timeout=timeout, use_poll=True, map=server._map, count=1)
+
+
+def _close_stalled(server):
+    """Close the connections where nothing has moved for STALL_TIMEOUT, or a request takes longer to arrive.
+
+    The channel_timeout of waitress does not cover clients that do not read their
+    response, nor those that send a byte now and then (slowloris).
+    """
+    now = time.monotonic()
+    for channel in list(server.active_channels.values()):
+        # Compared, not subtracted: it is a time of the system's clock, which may be put back.
+        if channel.requests or channel.last_activity != channel.seen:
+            channel.seen, channel.moved = channel.last_activity, now
+        since = min(channel.moved, channel.request.began) if channel.request else channel.moved
+        if not channel.requests and since < now - STALL_TIMEOUT:
+            channel.handle_close()

@@ -1,0 +1,687 @@
+"""Anyone can check a draw: with draw.py, or with a program written from the recipe in its docstring alone."""
+
+import copy
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from array import array
+from contextlib import suppress
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from inspect import isgenerator
+from itertools import cycle, islice, repeat
+from urllib.parse import parse_qsl, quote, urlsplit
+
+import pytest
+from helpers import ROOT, assert_problem, at_once, fill
+
+import draw
+import storage
+
+RAFFLE_ID = "9b2f6a54-6d0c-4b7e-9a35-0c8a3c1f7d21"
+SECRET = bytes(range(32))
+VECTORS = [
+    (int(total), [(name, int(amount)) for amount, name in re.findall(r"(\d+) (\w+)", prizes)], *rest)
+    for total, prizes, *rest in re.findall(
+        r'(\d+) tickets; (.+); "(.+)".*\n +winners: ([\d, ]+)\n +wins_sha256: ([0-9a-f]{64})\n', draw.__doc__
+    )
+]
+# Twelve of twelve: the chance that another draw comes out the same is less than 1e-8.
+PRIZES = [{"name": "Bicycle", "amount": 1}, {"name": "Book", "amount": 5}, {"name": "Größe", "amount": 6}]
+SENTENCES = {
+    "algorithm": "The draw was made by raffle-draw-1",
+    "secret": "The secret is the committed one",
+    "wins": "The 12 wins follow from the secret and the public randomness",
+    "digest": "The wins have the digest of the receipt",
+    "order": "The last ticket was issued before the draw",
+}
+OF_RAFFLE = "The receipt has the raffle's id, tickets, prizes and commitment"
+NESTED = b"[" * 200_000
+CHUNKED = "Transfer-Encoding: chunked"
+
+
+# The draw
+
+
+def recipe(raffle_id, secret, public_randomness, total_tickets, prizes):
+    """Follow the docstring's steps, with none of the program's code: return the wins and wins_sha256."""
+    key = hashlib.sha256(b"raffle-draw-1" + raffle_id.encode() + secret + public_randomness.encode()).digest()
+    words, counter = [], 0
+    cells, last = {}, total_tickets
+    wins = []
+    for name, amount in prizes:
+        for _ in range(amount):
+            while True:
+                if not words:
+                    digest = hashlib.sha256(key + counter.to_bytes(8, "big")).digest()
+                    words = [int.from_bytes(digest[i : i + 8], "big") for i in (0, 8, 16, 24)]
+                    counter += 1
+                word = words.pop(0)
+                if word < 2**64 // last * last:
+                    break
+            cell = word % last + 1
+            wins.append((cells.get(cell, cell), name))
+            cells[cell] = cells.get(last, last)
+            last -= 1
+    lines = "".join(f"{number} {len(name.encode())} {name}\n" for number, name in wins)
+    return wins, hashlib.sha256(lines.encode()).hexdigest()
+
+
+def program(raffle_id, secret, public_randomness, total_tickets, prizes):
+    """Do the same with the program's code."""
+    amount = sum(amount for _, amount in prizes)
+    numbers = draw.winning_numbers(raffle_id, secret, public_randomness, total_tickets, amount)
+    wins = list(zip(numbers, draw.prize_of_each_win(prizes)))
+    return wins, draw.digest_of_wins(wins)
+
+
+@pytest.mark.parametrize("make", [recipe, program])
+def test_the_vectors_are_drawn(make):
+    assert len(VECTORS) == 3
+    assert RAFFLE_ID in draw.__doc__
+    for total, prizes, public_randomness, numbers, digest in VECTORS:
+        wins, found = make(RAFFLE_ID, SECRET, public_randomness, total, prizes)
+        assert ", ".join(str(number) for number, _ in wins) == numbers
+        assert found == digest
+
+
+def test_the_recipe_and_the_program_draw_the_same():
+    for n in range(200):
+        inputs = (RAFFLE_ID, hashlib.sha256(b"%d" % n).digest(), f"{n} é", n + 3, [("Pen", 1), ("Größe", n + 1)])
+        assert recipe(*inputs) == program(*inputs)
+
+
+def test_every_input_changes_the_draw():
+    usual = (RAFFLE_ID, SECRET, "x", 2**40, [("Pen", 3)])
+    changed = [
+        (RAFFLE_ID.replace("9", "8", 1), *usual[1:]),
+        (RAFFLE_ID, bytes([1, *SECRET[1:]]), *usual[2:]),
+        (*usual[:2], "y", *usual[3:]),
+        (*usual[:2], "x ", *usual[3:]),
+        (*usual[:3], 2**40 + 1, usual[4]),
+    ]
+    draws = [[number for number, _ in program(*inputs)[0]] for inputs in (usual, *changed)]
+    assert len({tuple(numbers) for numbers in draws}) == len(draws)
+
+
+# The receipt, and what the draw is made with
+
+
+@pytest.fixture
+def drawn(client):
+    """A raffle that has been drawn with public randomness: its path, its receipt and its wins."""
+    path = client.new_sold_out(12, PRIZES)
+    wins = client.draw(path, body={"public_randomness": "7 13 21"}).json
+    return path, client.get(f"{path}draw/").json, wins
+
+
+def assert_holds(receipt, wins):
+    assert all(holds for _, holds in draw.check_draw(receipt, wins))
+
+
+def test_the_receipt_has_all_that_the_check_needs_and_nothing_of_the_participants(client, drawn):
+    path, receipt, wins = drawn
+    raffle = client.get(path).json
+    secret = bytes.fromhex(receipt["secret"])
+    prizes = [(prize["name"], prize["amount"]) for prize in PRIZES]
+    expected, digest = recipe(raffle["id"], secret, "7 13 21", 12, prizes)
+    assert list(receipt.items()) == [
+        ("algorithm", "raffle-draw-1"),
+        ("raffle_id", raffle["id"]),
+        ("total_tickets", 12),
+        ("prizes", PRIZES),
+        ("draw_commitment", raffle["draw_commitment"]),
+        ("secret", secret.hex()),
+        ("public_randomness", "7 13 21"),
+        ("sold_out_at", receipt["sold_out_at"]),
+        ("drawn_at", receipt["drawn_at"]),
+        ("wins_sha256", digest),
+    ]
+    assert hashlib.sha256(secret).hexdigest() == raffle["draw_commitment"]
+    assert raffle["created_at"] <= receipt["sold_out_at"] <= receipt["drawn_at"]
+    assert [(win["ticket_number"], win["prize"]) for win in wins] == expected
+
+
+def test_nobody_sees_the_secret_before_the_draw(client):
+    path = client.new_raffle(total_tickets=1)
+    seen = []
+    for step in (client.sell_out, client.draw):
+        refused = client.get(f"{path}draw/", status=404)
+        assert_problem(refused, "Winners for the raffle have not been drawn yet")
+        seen += [refused, client.get(path), client.get("/raffles/"), client.get(f"{path}winners/")]
+        step(path)
+    secret = client.get(f"{path}draw/").json["secret"]
+    assert not any(secret in response.text for response in seen)
+
+
+def test_without_public_randomness_the_server_makes_some(client):
+    made = set()
+    for headers in ({}, {"Content_Type": "application/json"}, {"Content_Type": "text/plain", "Content_Length": "00"}):
+        path = client.new_sold_out()
+        client.request_from("10.0.0.1", "POST", f"{path}winners/", status=201, **headers)
+        made.add(client.get(f"{path}draw/").json["public_randomness"])
+    assert len(made) == 3
+    assert all(re.fullmatch("[0-9a-f]{64}", randomness) for randomness in made)
+
+
+@pytest.mark.parametrize("randomness", ["x", " ", "x" * 1000, "🎲" * 1000, "a\0b\n"])
+def test_public_randomness_is_any_text_of_1_to_1000_characters(client, randomness):
+    path = client.new_sold_out()
+    wins = client.draw(path, body={"public_randomness": randomness}).json
+    receipt = client.get(f"{path}draw/").json
+    assert receipt["public_randomness"] == randomness
+    assert_holds(receipt, wins)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "headers"),
+    [(body, 400, {}) for body in ({}, {"publicRandomness": "x"}, b"x", b"[]", b" ")]
+    + [({"public_randomness": value}, 400, {}) for value in (None, "", "x" * 1001, 7, True, ["x"], {}, "\ud800")]
+    + [
+        (b'{"public_randomness": "x"}', 415, {"Content_Type": "text/plain"}),
+        (b" " * (2**20 + 1), 413, {}),
+        # As a server passes it on that does not put chunks together.
+        (b"", 400, {"Transfer_Encoding": "chunked"}),
+    ],
+)
+def test_a_body_without_valid_public_randomness_draws_nothing(client, body, status, headers):
+    path = client.new_sold_out()
+    assert_problem(client.request_from("10.0.0.1", "POST", f"{path}winners/", body, status, **headers))
+    assert client.get(path).json["winners_drawn"] is False
+
+
+def test_a_clock_that_is_put_back_does_not_spoil_the_draw(client, monkeypatch):
+    path = client.new_sold_out()
+    monkeypatch.setattr(storage, "_now", lambda: "2000-01-01T00:00:00Z")
+    wins = client.draw(path).json
+    assert_holds(client.get(f"{path}draw/").json, wins)
+
+
+def test_of_draws_at_once_the_receipt_is_of_the_one_that_counts(serve, database):
+    path = fill(database, 1_000, [{"name": "Pen", "amount": 100}])
+    server = serve()
+    bodies = [{"public_randomness": f"round {n}"} for n in range(8)]
+    answers = at_once([partial(server.request, "POST", f"{path}winners/", body) for body in bodies])
+    [(body, wins)] = [(body, wins) for body, (status, _, wins) in zip(bodies, answers) if status == 201]
+    receipt = server.request("GET", f"{path}draw/")[2]
+    assert receipt["public_randomness"] == body["public_randomness"]
+    assert_holds(receipt, wins)
+    assert server.list_wins(path) == wins
+
+
+# The check
+
+
+def test_a_true_draw_holds(drawn):
+    _, receipt, wins = drawn
+    assert draw.check_draw(receipt, iter(wins)) == [(sentence, True) for sentence in SENTENCES.values()]
+
+
+def flip(members, name):
+    """Change the last bit of a number, or of the hexadecimal digit that ends a text."""
+    value = members[name]
+    members[name] = value ^ 1 if isinstance(value, int) else f"{value[:-1]}{int(value[-1], 16) ^ 1:x}"
+
+
+@pytest.mark.parametrize(
+    ("change", "failing"),
+    [
+        (lambda receipt, wins: flip(receipt, "algorithm"), {"algorithm"}),
+        (lambda receipt, wins: flip(receipt, "raffle_id"), {"wins"}),
+        (lambda receipt, wins: flip(receipt, "total_tickets"), {"wins"}),
+        (lambda receipt, wins: flip(receipt["prizes"][0], "name"), {"wins"}),
+        (lambda receipt, wins: flip(receipt["prizes"][1], "amount"), {"wins"}),
+        (lambda receipt, wins: receipt["prizes"].reverse(), {"wins"}),
+        (lambda receipt, wins: receipt["prizes"].pop(), {"wins"}),
+        (lambda receipt, wins: flip(receipt, "draw_commitment"), {"secret"}),
+        (lambda receipt, wins: flip(receipt, "secret"), {"secret", "wins"}),
+        (lambda receipt, wins: flip(receipt, "public_randomness"), {"wins"}),
+        (lambda receipt, wins: flip(receipt, "wins_sha256"), {"digest"}),
+        (lambda receipt, wins: receipt.update(sold_out_at="9999-01-01T00:00:00Z"), {"order"}),
+        (lambda receipt, wins: receipt.update(drawn_at="2000-01-01T00:00:00Z"), {"order"}),
+        (lambda receipt, wins: flip(wins[0], "ticket_number"), {"wins", "digest"}),
+        (lambda receipt, wins: flip(wins[11], "prize"), {"wins", "digest"}),
+        (lambda receipt, wins: wins.pop(), {"wins", "digest"}),
+        (lambda receipt, wins: wins.append(wins[0]), {"wins", "digest"}),
+        (lambda receipt, wins: wins.reverse(), {"wins", "digest"}),
+        (lambda receipt, wins: wins.clear(), {"wins", "digest"}),
+    ],
+)
+def test_one_change_makes_exactly_the_sentences_fail_that_it_breaks(drawn, change, failing):
+    _, receipt, wins = copy.deepcopy(drawn)
+    change(receipt, wins)
+    results = draw.check_draw(receipt, wins)
+    assert {name for name, (_, holds) in zip(SENTENCES, results) if not holds} == failing
+
+
+@pytest.mark.parametrize(
+    ("member", "values"),
+    [
+        ("algorithm", [...]),
+        ("total_tickets", [..., 11, 2**65, 12.0, True, "12", None]),
+        ("prizes", [..., [], {}, "x", [["Pen", 1]], [{"amount": 1}], [{"name": "Pen"}], None]),
+        ("prizes", [[{"name": "Pen", "amount": amount}] for amount in (0, 1.0, True, "1", 13, 2**53)]),
+        ("prizes", [[{"name": "Pen", "amount": 13}, {"name": "Pen", "amount": -1}]]),
+        ("secret", [..., "", "AB" * 32, "ab" * 31, "ab" * 33, 7]),
+        ("draw_commitment", [..., "\x1b[2J" + "ab" * 30, "ab" * 32 + "\n", None]),
+        ("raffle_id", [..., "nonsense", RAFFLE_ID.upper(), f"{RAFFLE_ID}0", 7]),
+        ("public_randomness", [..., "", "x" * 1001, "\ud800", 7, None]),
+        ("sold_out_at", [..., "0", "2026-07-04", None]),
+        ("drawn_at", [..., "whenever", "٢٠٢٦-07-04T12:00:00Z", None]),
+        ("wins_sha256", [...]),
+    ],
+)
+def test_a_receipt_of_a_wrong_form_is_not_checked(drawn, member, values):
+    _, receipt, wins = drawn
+    for value in values:
+        wrong = {**receipt, member: value}
+        if value is ...:
+            del wrong[member]
+        with pytest.raises((KeyError, TypeError, ValueError)):
+            draw.check_draw(wrong, wins)
+
+
+@pytest.mark.parametrize(
+    "win",
+    [{"ticket_number": number, "prize": "Bicycle"} for number in (True, 1.0, float("inf"), "1", None)]
+    + [{"ticket_number": 1, "prize": prize} for prize in (1, None, ["Bicycle"], "\ud800")]
+    + [{}, {"ticket_number": 1}, {"prize": "Bicycle"}, [1, "Bicycle"], "x", 1, None],
+)
+def test_a_win_of_a_wrong_form_is_not_checked(drawn, win):
+    _, receipt, wins = drawn
+    for listed in ([win, *wins[1:]], [*wins, win]):
+        with pytest.raises((KeyError, TypeError, ValueError)):
+            draw.check_draw(receipt, listed)
+
+
+# The program
+
+
+def run_alone(directory, *arguments, start=()):
+    """Run draw.py, copied alone into the directory, and return the process that has ended."""
+    shutil.copy(ROOT / "draw.py", directory)
+    command = [*start, sys.executable, "-I", "draw.py", *map(str, arguments)]
+    return subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.fixture
+def check(monkeypatch, capsys):
+    """Run draw.py in this process with `check(argument...)`, which returns the exit code and what was printed."""
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["draw.py", *arguments])
+        return draw.main(), capsys.readouterr().out
+
+    return run
+
+
+def assert_not_checked(outcome, *expected):
+    """Check that one line of ASCII says that a draw was not checked, and why."""
+    code, said = outcome
+    assert code == 1
+    assert re.fullmatch("NOT CHECKED  [ -~]+\n", said)
+    for words in expected:
+        assert words in said
+
+
+def failing(said):
+    """Return the sentences that fail."""
+    return [line[7:] for line in said.splitlines() if line.startswith("FAILS  ")]
+
+
+def test_saved_answers_are_checked_by_the_program_alone(drawn, tmp_path):
+    _, receipt, wins = drawn
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    swapped = [wins[1], wins[0], *wins[2:]]
+    for listed, broken, code in ((wins, (), 0), (swapped, ("wins", "digest"), 1)):
+        (empty / "receipt.json").write_text(json.dumps(receipt))
+        (empty / "winners.json").write_text(json.dumps(listed))
+        done = run_alone(empty, "receipt.json", "winners.json")
+        assert (done.returncode, done.stderr) == (code, "")
+        assert done.stdout.splitlines() == [
+            *(f"{'FAILS' if name in broken else 'holds'}  {sentence}" for name, sentence in SENTENCES.items()),
+            "This program cannot check:",
+            f"- that the raffle showed this commitment before the draw: {receipt['draw_commitment']}",
+            f"- that this randomness was announced in advance, and unknown to everyone at {receipt['sold_out_at']}:",
+            "  '7 13 21'",
+        ]
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [b"", b"x", b"7", b'{"secret": 1}', b"[[]]", NESTED, b"\xff\x1b[2J"],
+    ids=lambda garbage: repr(garbage)[:20],
+)
+@pytest.mark.parametrize("name", ["receipt.json", "winners.json"])
+def test_files_that_hold_no_answers_are_not_checked(drawn, tmp_path, name, garbage):
+    for file, value in zip(("receipt.json", "winners.json"), drawn[1:]):
+        (tmp_path / file).write_text(json.dumps(value))
+    (tmp_path / name).write_bytes(garbage)
+    done = run_alone(tmp_path, "receipt.json", "winners.json")
+    assert done.stderr == ""
+    assert_not_checked((done.returncode, done.stdout))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("receipt.json",),
+        ("http://127.0.0.1/", "winners.json"),
+        ("ftp://127.0.0.1/",),
+        ("http://127.0.0.1/", "--timeout", "soon"),
+        ("receipt.json", "winners.json", "more.json"),
+    ],
+)
+def test_a_wrong_command_line_ends_with_2(tmp_path, arguments):
+    done = run_alone(tmp_path, *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("usage: draw.py ")
+
+
+def test_a_raffle_is_checked_at_its_address_page_by_page(serve, database, tmp_path):
+    path = fill(database, 20_001, [{"name": "Pen", "amount": 20_001}])
+    server = serve()
+    address = f"http://127.0.0.1:{server.port}{path}"
+    done = run_alone(tmp_path, address)
+    assert done.stderr == ""
+    assert_not_checked((done.returncode, done.stdout), "404", "Winners for the raffle have not been drawn yet")
+    server.request("POST", f"{path}winners/", {"public_randomness": "7 13 21"})
+    for spelled in (address, address.rstrip("/")):
+        done = run_alone(tmp_path, spelled)
+        assert (done.returncode, done.stderr) == (0, "")
+        sentences = [OF_RAFFLE, *SENTENCES.values()]
+        held = [f"holds  {sentence}".replace(" 12 ", " 20001 ") for sentence in sentences]
+        assert done.stdout.splitlines()[:7] == [*held, "This program cannot check:"]
+
+
+# Servers that lie
+
+
+def answer(value=b"", *headers, status="200 OK"):
+    """Return the bytes of an answer: the value as JSON unless it is bytes already."""
+    body = value if isinstance(value, bytes) else json.dumps(value).encode()
+    return "".join(f"{line}\r\n" for line in (f"HTTP/1.1 {status}", *headers, "")).encode() + body
+
+
+def link(target):
+    return f'Link: <{target}>; rel="next"'
+
+
+class Site:
+    """A server on loopback of one raffle that has been drawn. It answers as it is told."""
+
+    def __init__(self, path, receipt, wins):
+        members = ("total_tickets", "prizes", "draw_commitment")
+        self.raffle = {"id": receipt["raffle_id"], **{member: receipt[member] for member in members}}
+        self.path, self.receipt, self.wins = path, receipt, wins
+        # By the path below the raffle's: JSON, bytes, or a function of the query that returns or yields bytes.
+        self.answers = {"": self.raffle, "draw/": receipt, "winners/": wins}
+        self.requests = []
+        self.over = threading.Event()
+        site = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                site.requests.append(self.path)
+                url = urlsplit(self.path)
+                value = site.answers[url.path.split("/", 3)[3]]
+                value = value(dict(parse_qsl(url.query))) if callable(value) else value
+                with suppress(OSError):
+                    for piece in value if isgenerator(value) else [value]:
+                        self.wfile.write(piece if isinstance(piece, bytes) else answer(piece))
+
+            def log_message(self, *arguments):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = False  # so that close() waits for them
+        self.address = f"http://127.0.0.1:{self.server.server_port}{path}"
+        threading.Thread(target=self.server.serve_forever, args=(0.01,)).start()
+
+    def page(self, numbers, names, query):
+        """Answer with a page of wins, as raffle.py does."""
+        start = int(query.get("cursor", 0))
+        end = start + int(query["limit"])
+        wins = [{"ticket_number": number, "prize": name} for number, name in zip(numbers[start:end], names[start:end])]
+        more = link(f"{self.path}winners/?limit={query['limit']}&cursor={end}")
+        return answer(wins, *[more] * (end < len(numbers)))
+
+    def close(self):
+        self.over.set()
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture
+def site(drawn):
+    site = Site(*drawn)
+    yield site
+    site.close()
+
+
+@pytest.fixture
+def short_pages(monkeypatch):
+    monkeypatch.setattr(draw, "WINS_PER_PAGE", 4)
+
+
+def test_as_many_pages_are_read_as_there_are(site, check, short_pages):
+    numbers, names = zip(*((win["ticket_number"], win["prize"]) for win in site.wins))
+    site.answers["winners/"] = partial(site.page, numbers, names)
+    assert check(site.address)[0] == 0
+    assert len(site.requests) == 2 + 3
+
+
+@pytest.mark.parametrize(("size", "pages"), [(0, 1), (1, 1), (4, 3), (5, 3)])
+def test_pages_without_end_are_followed_no_further_than_the_prizes_fill(site, check, short_pages, size, pages):
+    wins = cycle(site.wins)
+    more = link(f"{site.path}winners/")
+    site.answers["winners/"] = lambda query: answer(list(islice(wins, size)), more)
+    code, said = check(site.address)
+    assert (code, failing(said)) == (1, [SENTENCES["wins"], SENTENCES["digest"]])
+    assert len(site.requests) == 2 + pages
+
+
+@pytest.mark.parametrize(
+    ("member", "value"),
+    [("id", RAFFLE_ID), ("total_tickets", 13), ("prizes", PRIZES[::-1]), ("draw_commitment", "0" * 64)],
+)
+def test_a_raffle_that_differs_from_its_receipt_is_found_out(site, check, member, value):
+    site.raffle[member] = value
+    code, said = check(site.address)
+    assert (code, failing(said)) == (1, [OF_RAFFLE])
+
+
+@pytest.mark.parametrize("shown", ["the raffle of the address", "the raffle of the receipt"])
+def test_the_receipt_of_another_raffle_is_found_out(site, check, shown):
+    if shown == "the raffle of the address":
+        site.raffle["id"] = RAFFLE_ID
+    code, said = check(site.address.replace(site.receipt["raffle_id"], RAFFLE_ID))
+    assert (code, failing(said)) == (1, [OF_RAFFLE])
+
+
+@pytest.mark.parametrize("kind", [bool, float, str])
+def test_a_ticket_number_that_only_equals_an_integer_does_not_pass(site, check, kind):
+    [win] = [win for win in site.wins if win["ticket_number"] == 1]
+    win["ticket_number"] = kind(1)
+    assert_not_checked(check(site.address), "ticket_number")
+
+
+def test_an_answer_has_up_to_max_answer_bytes(site, check, monkeypatch):
+    longest = max(len(json.dumps(value)) for value in (site.raffle, site.receipt, site.wins))
+    monkeypatch.setattr(draw, "MAX_ANSWER", longest)
+    assert check(site.address)[0] == 0
+    monkeypatch.setattr(draw, "MAX_ANSWER", longest - 1)
+    assert_not_checked(check(site.address), f"more than {longest - 1} bytes")
+
+
+@pytest.mark.parametrize("status", ["200 OK", "404 Not Found"])
+@pytest.mark.parametrize(
+    ("header", "size"),
+    [("X: y", b""), (f"Content-Length: {10**30}", b""), (CHUNKED, b"f" * 15 + b"\r\n"), (CHUNKED, b"-1\r\n")],
+)
+def test_a_body_without_end_is_not_read_to_its_end(site, check, status, header, size):
+    read_to_the_end = []
+
+    def body(query):
+        yield answer(size, header, status=status)
+        for _ in range(64):
+            yield b" " * 2**20
+        read_to_the_end.append(True)
+
+    site.answers["draw/"] = body
+    assert_not_checked(check(site.address))
+    assert not read_to_the_end
+
+
+DRIPS = [
+    (b"HTTP/1.1 200 ", b"O"),
+    (answer()[:-2] + b"X: ", b"x"),
+    (answer(), b" "),
+    (answer(status="404 Not Found"), b" "),
+    (answer(b"4\r\nnull\r\n0\r\n", CHUNKED), b"X: x\r\n"),
+    (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+]
+
+
+@pytest.mark.parametrize("limit", ["of one answer", "of all answers"])
+@pytest.mark.parametrize(("start", "piece"), DRIPS)
+def test_an_answer_without_end_is_given_up_in_time(site, check, monkeypatch, limit, start, piece):
+    def drip(query):
+        yield start
+        for _ in range(200):  # not for ever, so that the test fails if the program waits
+            if site.over.wait(0.05):
+                return
+            yield piece
+
+    site.answers["draw/"] = drip
+    if limit == "of one answer":
+        monkeypatch.setattr(draw, "MAX_ANSWER_TIME", 0.3)
+        code, said = check(site.address)
+    else:
+        code, said = check(site.address, "--timeout", "0.3")
+    assert_not_checked((code, said))
+    assert "takes too long" in said or "timed out" in said
+
+
+def test_pages_without_end_of_prizes_without_end_are_given_up_in_time(site, check, monkeypatch):
+    monkeypatch.setattr(draw, "WINS_PER_PAGE", 1)
+    for shown in (site.raffle, site.receipt):
+        shown.update(total_tickets=draw.MAX_TICKETS, prizes=[{"name": "Pen", "amount": draw.MAX_TICKETS}])
+    wins = repeat({"ticket_number": 1, "prize": "Pen"}, 20_000)
+    more = link(f"{site.path}winners/")
+    site.answers["winners/"] = lambda query: answer(list(islice(wins, 1)), more)
+    assert_not_checked(check(site.address, "--timeout", "0.3"), "takes too long")
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("target", ["ftp://127.0.0.1/x", "file:///etc/passwd", "{address}elsewhere/", "elsewhere/"])
+def test_a_redirect_is_shown_and_not_followed(site, check, status, target):
+    target = target.format(address=site.address)
+    site.answers["elsewhere/"] = site.receipt
+    site.answers["draw/"] = answer(b"", f"Location: {target}", status=f"{status} Moved")
+    assert_not_checked(check(site.address), f"answers {status}: {target}")
+    assert site.requests == [f"{site.path}draw/"]
+
+
+@pytest.mark.parametrize("scheme", ["file", "data", "ftp"])
+def test_a_link_to_something_else_than_http_is_not_followed(site, check, tmp_path, short_pages, scheme):
+    saved = tmp_path / "wins.json"
+    saved.write_text(json.dumps(site.wins[4:]))
+    targets = {
+        "file": saved.as_uri(),
+        "data": f"data:application/json,{quote(saved.read_text())}",
+        "ftp": f"ftp://127.0.0.1{saved}",
+    }
+    site.answers["winners/"] = answer(site.wins[:4], link(targets[scheme]))
+    assert_not_checked(check(site.address), f"unknown url type: {scheme}")
+
+
+@pytest.mark.parametrize("target", ["\x1b[2J", "http://\x1b[2J/", "http://[", "http:///x", "https:"])
+def test_a_link_that_leads_nowhere_is_not_checked(site, check, short_pages, target):
+    site.answers["winners/"] = answer(site.wins[:4], link(target))
+    assert_not_checked(check(site.address))
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        answer(body, header, status=f"{status} \x1b[1m")
+        for status in (200, 404)
+        for header, body in [
+            ("X: \x1b[2J", b"\x1b[2Jholds  all, \xe9\n"),
+            ("X: \x1b[2J", "\x1b[2Jholds  all, é\r\n".encode()),
+            ("Content-Length: 100", b"\x1b[2J"),
+            ("Content-Length: 99999999999999999999999999999", b"{}"),
+            (CHUNKED, b"ff\r\n\x1b[2Jholds  all"),
+            (CHUNKED, b"\x1b[2J\r\n"),
+            (CHUNKED, b"-5\r\n{}"),
+            ("Location: \x1b[2J\x07é", b""),
+        ]
+    ]
+    + [b"", b"\x1b[2J\r\n", b"HTTP/1.1 \x1b[2J\r\n", answer(b"", "\x1b[2J"), answer(NESTED), answer("\x1b")],
+    ids=lambda lie: repr(lie)[:60],
+)
+def test_whatever_a_server_sends_instead_is_shown_as_one_line_of_ascii(site, check, lie):
+    site.answers["draw/"] = lie
+    assert_not_checked(check(site.address))
+
+
+def test_the_public_randomness_is_shown_as_ascii(site, check):
+    site.receipt["public_randomness"] = "\x1b[2J é\r\n"
+    _, said = check(site.address)
+    assert re.fullmatch("[ -~\n]+", said)
+    assert said.endswith("  '\\x1b[2J \\xe9\\r\\n'\n")
+
+
+def test_an_integer_of_any_length_is_read(site, check):
+    text = json.dumps(site.receipt).replace('"total_tickets": 12', f'"total_tickets": {"9" * 10**6}')
+    site.answers["draw/"] = answer(text.encode())
+    assert_not_checked(check(site.address), "total_tickets or prizes have a wrong form")
+
+
+# Memory
+
+# `python -c` with this runs a command, and then prints the most KiB that it had in memory. What resource says
+# of a child counts what its parent had when it was started: here the parent is small.
+PEAK = """
+import resource, subprocess, sys
+code = subprocess.run(sys.argv[1:]).returncode
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(code)
+"""
+
+
+def run_and_measure(directory, address):
+    """Run draw.py alone; return the exit code, what was printed, and the peak of its memory in MiB."""
+    done = run_alone(directory, address, start=(sys.executable, "-c", PEAK))
+    assert done.stderr == ""
+    said, _, peak = done.stdout.rstrip("\n").rpartition("\n")
+    return done.returncode, f"{said}\n", int(peak) / 1024
+
+
+def test_a_draw_of_a_million_wins_is_checked_in_200_mib(site, tmp_path):
+    amount = 1_000_000
+    secret, randomness = bytes.fromhex(site.receipt["secret"]), site.receipt["public_randomness"]
+    numbers = draw.winning_numbers(site.receipt["raffle_id"], secret, randomness, draw.MAX_TICKETS, amount)
+    numbers, names = array("Q", numbers), ["Pen"] * amount
+    for shown in (site.raffle, site.receipt):
+        shown.update(total_tickets=draw.MAX_TICKETS, prizes=[{"name": "Pen", "amount": amount}])
+    site.receipt["wins_sha256"] = draw.digest_of_wins(zip(numbers, names))
+    site.answers["winners/"] = partial(site.page, numbers, names)
+    code, said, peak = run_and_measure(tmp_path, site.address)
+    assert code == 0, said
+    assert peak < 200
+
+
+@pytest.mark.parametrize("path", ["", "draw/", "winners/"])
+def test_an_answer_that_is_long_when_parsed_is_checked_in_200_mib(site, tmp_path, path):
+    site.answers[path] = answer(b"[" + b"[]," * ((draw.MAX_ANSWER - 4) // 3) + b"[]]")
+    code, said, peak = run_and_measure(tmp_path, site.address)
+    assert_not_checked((code, said), "indices")
+    assert peak < 200
