@@ -9,6 +9,7 @@ instant. So only one process may serve a file.
 
 import logging
 import os
+import shutil
 import sqlite3
 import tempfile
 import threading
@@ -37,8 +38,8 @@ class DatabaseUnavailable(Exception):
     """The file cannot be read or written now, or the database has been closed."""
 
 
-class FilesChanged(Exception):
-    """Another program has changed, moved or deleted the files, so that what is written would be lost."""
+class DatabaseLost(Exception):
+    """What is written from now on could be lost; the message is one sentence on why."""
 
 
 class Database:
@@ -65,15 +66,18 @@ class Database:
         except OSError as error:
             raise DatabaseRefused(f"{self.path} cannot be created: {error.strerror}") from error
         except sqlite3.Error as error:
-            raise DatabaseRefused(f"{self.path} cannot be opened: {error}") from error
+            # SQLite names a full disk only if it is full at some moments.
+            full = shutil.disk_usage(self.path.parent).free < 2**16
+            raise DatabaseRefused(f"{self.path} cannot be opened: {'the disk is full' if full else error}") from error
         self.long_job = threading.Lock()
         self._changed = threading.Condition()
         self._waiting = {}
         self._reading = 0
         self._readers = []
         self._closing = False
-        self._failure = None
+        self._failures = set()
         self._lost = False
+        self._is_complete = False
         self._committed = self._checkpointed = time.monotonic()
         self._thread = threading.Thread(target=self._write_batches, name="raffle-writer", daemon=True)
         self._thread.start()
@@ -125,18 +129,28 @@ class Database:
             self.write(_rewrite_version, None).result()
 
     def close(self):
-        """Finish what is waiting, then end the thread and close every connection."""
+        """Finish what is waiting, then end the thread and close every connection.
+
+        Return whether all that was committed is in the file itself, with nothing
+        left in a -wal file beside it.
+        """
         with self._changed:
             self._closing = True
             self._changed.notify()
         # An application that nobody refers to any more may be collected, and closed, in any thread.
         if threading.current_thread() is not self._thread:
             self._thread.join()
+        return self._is_complete
 
     def _open(self, schema, upgrades):
         """Return the connection that writes, to a database of the schema's version."""
         if self.path.exists() and not self.path.is_file():
             raise DatabaseRefused(f"{self.path} is not a regular file")
+        # SQLite would delete the -wal file of a database that is missing, with all it holds.
+        if not (_state(self.path) or [0] * 3)[2] and (_state(self._wal) or [0] * 3)[2]:
+            raise DatabaseRefused(
+                f"{self._wal} holds commits, but {self.path} is missing or empty: put it back, or move both away"
+            )
         with closing(sqlite3.connect(":memory:")) as model:
             model.executescript(schema)
             application_id, newest = _identify(model)
@@ -235,22 +249,29 @@ class Database:
             db.execute("RELEASE action")
         # A commit would extend a -wal file that has been cut, and so hide it; and may take a while.
         self._require_own_files()
-        db.execute("COMMIT")
+        try:
+            db.execute("COMMIT")
+        except sqlite3.OperationalError as error:
+            # After a sync that failed, the next one may succeed without what was lost:
+            # see https://wiki.postgresql.org/wiki/Fsync_Errors.
+            if str(error) == "disk I/O error":
+                raise DatabaseLost(f"{self.path}: {error}") from error
+            raise
         self._require_own_files()
         self._committed = time.monotonic()
         return outcomes
 
     def _require_own_files(self):
-        """Raise FilesChanged unless the files are what this process has made of them."""
+        """Raise DatabaseLost unless the files are what this process has made of them."""
         if _state(self.path) != self._file:
-            raise FilesChanged(f"{self.path} was changed, moved or deleted by another program")
+            raise DatabaseLost(f"{self.path} was changed, moved or deleted by another program")
         wal = _state(self._wal)
         if not wal or wal[:2] != self._wal_file[:2] or wal[2] < self._wal_file[2]:
-            raise FilesChanged(f"{self._wal} was changed, moved or deleted by another program")
+            raise DatabaseLost(f"{self._wal} was changed, moved or deleted by another program")
         self._wal_file = wal
 
     def _checkpoint(self):
-        with suppress(sqlite3.Error, FilesChanged):
+        with suppress(sqlite3.Error, DatabaseLost):
             self._require_own_files()
             try:
                 self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)")
@@ -260,19 +281,19 @@ class Database:
         self._checkpointed = time.monotonic()
 
     def _note(self, failure):
-        if isinstance(failure, FilesChanged):
+        if isinstance(failure, DatabaseLost):
             if not self._lost:
                 log.critical("Nothing is written any more, until a restart: %s", failure)
             self._lost = True
         elif failure:
-            if str(failure) != self._failure:
-                log.error("Writes fail: %s", failure)
-            self._failure = str(failure)
+            if str(failure) not in self._failures:
+                log.error("Writes fail: %s", failure, exc_info=not isinstance(failure, sqlite3.Error) and failure)
+            self._failures.add(str(failure))
             # Who finds the file locked waits for it, but not everybody in turn: reads need the threads.
             self._writer.execute("PRAGMA busy_timeout = 0")
-        elif self._failure:
+        elif self._failures:
             log.info("Writes succeed again")
-            self._failure = None
+            self._failures.clear()
             self._writer.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT * 1000:.0f}")
 
     def _end(self):
@@ -287,6 +308,12 @@ class Database:
         while self._readers:
             self._readers.pop().close()
         if _state(self.path) == self._file:
+            # Closing would leave the -wal file as it is while another program reads, a backup for instance.
+            with suppress(sqlite3.Error):
+                _, frames, checkpointed = self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+                self._is_complete = frames == checkpointed
+            if not self._is_complete:
+                log.error("%s holds commits that %s needs: keep both files together", self._wal, self.path.name)
             self._writer.close()
         else:
             # SQLite would write its -wal file over what another program has put there: so keep it from closing.
@@ -337,6 +364,8 @@ def _connect(path, mode):
     )
     # SQLite leaves references unchecked unless told otherwise, for the sake of old programs.
     connection.execute("PRAGMA foreign_keys = ON")
+    # The directory for temporary files may be full.
+    connection.execute("PRAGMA temp_store = MEMORY")
     return connection
 
 

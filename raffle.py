@@ -4,6 +4,7 @@ The rules of a raffle and their SQL are in storage.py, the server is in server.p
 """
 
 import argparse
+import difflib
 import ipaddress
 import json
 import logging
@@ -13,7 +14,7 @@ import re
 import sys
 import weakref
 from collections import Counter
-from contextlib import closing, suppress
+from contextlib import suppress
 
 from bottle import Bottle, HTTPError, request, response
 
@@ -66,6 +67,16 @@ def setting(name, value=None):
         return parse(value) if value else default
     except ValueError as error:
         raise SettingError(f"{name}: {error}") from error
+
+
+def require_known_settings():
+    """Raise SettingError if the environment has a variable that is nearly one of the settings."""
+    # Kubernetes sets RAFFLE_PORT... and RAFFLE_SERVICE_... for a service of that name.
+    foreign = ("RAFFLE_TEST_", "RAFFLE_PORT", "RAFFLE_SERVICE_")
+    for name in os.environ:
+        if name.startswith(("RAFFLE_", "MANAGER_")) and not name.startswith(foreign) and name not in SETTINGS:
+            [nearest] = difflib.get_close_matches(name, SETTINGS, 1, cutoff=0)
+            raise SettingError(f"{name}: there is no such setting; the nearest is {nearest}")
 
 
 def _networks(text):
@@ -123,11 +134,7 @@ SETTINGS = {
     "RAFFLE_TRUSTED_PROXY": (_address, None, "Address of the reverse proxy whose X-Forwarded-For is trusted."),
     "RAFFLE_TRUSTED_PROXY_COUNT": (_integer(1, 100), 1, "Number of proxies in a row."),
     "RAFFLE_HOSTS": (_hosts, None, "Host names this server answers to; any other gets 421. Unset: all."),
-    "RAFFLE_IPV6_PREFIX": (
-        _integer(1, 128),
-        128,
-        "Leading bits that identify an IPv6 participant. On the internet: 64.",
-    ),
+    "RAFFLE_IPV6_PREFIX": (_integer(1, 128), 128, "Leading bits that make an IPv6 participant. On the internet: 64."),
 }
 
 
@@ -349,13 +356,19 @@ def send_json(value, content_type="application/json"):
 
 
 def answer_json(callback):
-    """Bottle plugin: send what a route returns as JSON, and what storage refuses as the table of errors says."""
+    """Bottle plugin: send what a route returns as JSON, what storage refuses as the table of errors says, and log."""
 
     def answer(**arguments):
         try:
             value = callback(**arguments)
         except tuple(ERRORS) as error:
             raise HTTPError(*ERRORS[type(error)]) from error
+        except HTTPError:
+            raise
+        except Exception as error:
+            # Bottle would write the traceback past the log.
+            log.exception("A request failed")
+            raise HTTPError(500, "Internal Server Error") from error
         return send_json(value)
 
     return answer
@@ -525,6 +538,21 @@ def prepare():
 # The command line
 
 
+class LineFormatter(logging.Formatter):
+    """Formats a record as one line of printable text, so that no request can forge a line; indents tracebacks."""
+
+    def formatMessage(self, record):  # noqa: N802
+        return _printable(super().formatMessage(record))
+
+    def formatException(self, exc_info):  # noqa: N802
+        lines = super().formatException(exc_info).splitlines()
+        return "\n".join(f"    {_printable(line)}" for line in lines)
+
+
+def _printable(text):
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
 def parse_arguments():
     """Return the path of the backup to make, or None to serve; --help and --version end the program."""
     settings = "".join(
@@ -548,8 +576,11 @@ def parse_arguments():
 def main():
     """Serve the application, as the environment says, or copy its database."""
     copy = parse_arguments()
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+    handler = logging.StreamHandler()
+    handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.INFO)
     try:
+        require_known_settings()
         if copy:
             database = setting("RAFFLE_DATABASE")
             storage.backup(database, copy)
@@ -559,12 +590,14 @@ def main():
         app = create_app()
     except (SettingError, storage.SQLiteTooOld, storage.DatabaseRefused) as error:
         sys.exit(str(error))
-    with closing(app):
-        try:
-            # Longer bodies than the application reads, so that it can say what is wrong with them.
-            server.serve(app, listen, threads, max_body=2 * MAX_BODY)
-        except OSError as error:
-            sys.exit(f"RAFFLE_LISTEN: {listen}: {error.strerror}")
+    try:
+        # Longer bodies than the application reads, so that it can say what is wrong with them.
+        server.serve(app, listen, threads, max_body=2 * MAX_BODY)
+    except OSError as error:
+        app.close()
+        sys.exit(f"RAFFLE_LISTEN: {listen}: {error.strerror}")
+    # Not all that was committed is in the database alone.
+    sys.exit(not app.close())
 
 
 if __name__ == "__main__":

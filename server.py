@@ -141,9 +141,7 @@ def _run(server):
         if time.monotonic() > swept + 1:
             _close_stalled(server)
             swept = time.monotonic()
-    accepted = None
-    while accepted != len(server.active_channels):
-        accepted = len(server.active_channels)
+    for _ in range(server.adj.backlog):  # as many as may wait to be accepted
         server.handle_accept()
     # The socket alone: the server's own close() would take the threads' way to wake the loop with it.
     wasyncore.dispatcher.close(server)
@@ -175,5 +173,5 @@ def _close_stalled(server):
         if channel.requests or channel.last_activity != channel.seen:
             channel.seen, channel.moved = channel.last_activity, now
         since = min(channel.moved, channel.request.began) if channel.request else channel.moved
-        if not channel.requests and since < now - STALL_TIMEOUT:
+        if since < now - STALL_TIMEOUT:
             channel.handle_close()

@@ -83,8 +83,11 @@ class Storage:
 
         Raises database.SQLiteTooOld, database.DatabaseRefused.
         """
-        # Beside this module, or with it in a zip file.
-        schema = pkgutil.get_data(__name__, "schema.sql").decode()
+        try:
+            # Beside this module, or with it in a zip file.
+            schema = pkgutil.get_data(__name__, "schema.sql").decode()
+        except OSError as error:
+            raise DatabaseRefused(f"schema.sql cannot be read: {error.strerror}") from error
         self.database = Database(path, schema, upgrades={2: _add_draw_commitment})
 
     def create_raffle(self, name, total_tickets, prizes):

@@ -4,6 +4,7 @@ import os
 import shutil
 import sqlite3
 import stat
+import subprocess
 import threading
 from contextlib import closing, suppress
 from functools import partial
@@ -255,15 +256,21 @@ def test_closing_finishes_what_waits(open_database):
     assert values(open_database()) == [0, 1, 2]
 
 
+def is_closing(db):
+    try:
+        values(db)
+    except DatabaseUnavailable:
+        return True
+    return False
+
+
 def test_closing_waits_for_a_read_in_progress(db, database):
-    reading, closed = threading.Event(), threading.Event()
+    reading, closing_began = threading.Event(), threading.Event()
     connect = sqlite3.connect
 
     def wait(_):
         reading.set()
         return closing_began.wait(30)
-
-    closing_began = threading.Event()
 
     def connect_with_wait(*arguments, **options):
         connection = connect(*arguments, **options)
@@ -276,13 +283,13 @@ def test_closing_waits_for_a_read_in_progress(db, database):
         reader = threading.Thread(target=lambda: rows.extend(db.read("SELECT wait(1)")))
         reader.start()
         assert reading.wait(30)
-    closer = threading.Thread(target=lambda: db.close() or closed.set())
+    closer = threading.Thread(target=db.close)
     closer.start()
-    assert not closed.is_set()
+    # It does not read any more, but goes on with what it reads.
+    wait_for(lambda: is_closing(db))
     closing_began.set()
-    assert closed.wait(30)
-    reader.join()
-    closer.join()
+    closer.join(30)
+    reader.join(30)
     assert rows == [(True,)]
     assert [file.name for file in database.parent.iterdir()] == ["raffle.db"]
 
@@ -418,6 +425,109 @@ def test_checkpoints_keep_the_wal_short_and_are_not_taken_for_a_change_by_others
     assert database.stat().st_size > size
     assert database.with_name("raffle.db-wal").stat().st_size < 500_000
     assert values(db) == list(range(2_000))
+
+
+@pytest.mark.parametrize("database_left", ["nothing", "an empty file"])
+def test_a_wal_without_its_database_is_refused_and_kept(open_database, database, database_left):
+    db = open_database()
+    db.write(add, "a", 1).result()
+    wal = database.with_name("raffle.db-wal")
+    kept = wal.read_bytes()
+    db.close()
+    wal.write_bytes(kept)
+    database.rename(database.with_name("kept.db"))
+    if database_left == "an empty file":
+        database.touch()
+    with pytest.raises(DatabaseRefused, match=r"holds commits, but .* is missing or empty"):
+        open_database()
+    assert wal.read_bytes() == kept
+
+
+def test_closing_beside_a_reader_leaves_everything_in_the_database(open_database, database):
+    db = open_database()
+    db.write(add, "a", 1).result()
+    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as other:
+        assert other.execute("SELECT value FROM item").fetchall() == [(1,)]
+        assert db.close() is True
+        shutil.copy(database, database.with_name("alone.db"))
+    assert values(open_database(database.with_name("alone.db"))) == [1]
+
+
+def test_closing_says_if_a_reader_keeps_something_from_the_database(open_database, database, caplog):
+    db = open_database()
+    db.write(add, "a", 1).result()
+    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, isolation_level=None)) as other:
+        other.execute("BEGIN")
+        other.execute("SELECT value FROM item").fetchall()
+        db.write(add, "a", 2).result()
+        assert db.close() is False
+    assert caplog.messages == [f"{database}-wal holds commits that raffle.db needs: keep both files together"]
+    assert values(open_database()) == [1, 2]
+
+
+def test_nothing_is_acknowledged_any_more_once_a_commit_has_failed_to_reach_the_disk(
+    open_database, database, monkeypatch, caplog
+):
+    class Failing(sqlite3.Connection):
+        fails = False
+
+        def execute(self, sql, *arguments):
+            if sql == "COMMIT" and self.fails:
+                raise sqlite3.OperationalError("disk I/O error")
+            return super().execute(sql, *arguments)
+
+    monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=Failing))
+    db = open_database()
+    db.write(add, "a", 1).result()
+    monkeypatch.setattr(Failing, "fails", True)
+    assert isinstance(db.write(add, "a", 2).exception(30), DatabaseUnavailable)
+    monkeypatch.setattr(Failing, "fails", False)
+    with pytest.raises(DatabaseUnavailable):
+        db.write(add, "a", 3)
+    with pytest.raises(DatabaseUnavailable):
+        db.require_health()
+    assert values(db) == [1]
+    assert caplog.messages == [f"Nothing is written any more, until a restart: {database}: disk I/O error"]
+    db.close()
+    assert values(open_database()) == [1]
+
+
+def test_each_cause_of_a_failure_is_logged_once_and_a_programming_error_with_its_traceback(db, caplog):
+    def fail(connection, key, requests):
+        connection.execute("ROLLBACK")
+        raise sqlite3.OperationalError(key)
+
+    def err(connection, key, requests):
+        raise SystemExit("a mistake")
+
+    for action, key in ((fail, "one"), (fail, "two"), (fail, "one"), (err, "a"), (err, "b")):
+        assert isinstance(db.write(action, key).exception(30), DatabaseUnavailable)
+    assert [record.getMessage() for record in caplog.records] == [
+        "Writes fail: one",
+        "Writes fail: two",
+        "Writes fail: a mistake",
+    ]
+    assert [bool(record.exc_info) for record in caplog.records] == [False, False, True]
+
+
+@pytest.fixture
+def full_disk(tmp_path):
+    """A small file system that is full."""
+    directory = tmp_path / "disk"
+    directory.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", directory], check=False)
+    if mounted.returncode:
+        pytest.skip("only root can mount a small disk")
+    with suppress(OSError), (directory / "ballast").open("wb", buffering=0) as ballast:
+        while ballast.write(bytes(1024)):
+            pass
+    yield directory
+    subprocess.run(["umount", directory], check=True)
+
+
+def test_a_start_on_a_full_disk_names_the_cause(full_disk):
+    with pytest.raises(DatabaseRefused, match=r"cannot be (opened|created): (the disk is full|No space left on device)"):
+        Database(full_disk / "raffle.db", SCHEMA, {2: upgrade})
 
 
 # Other programs and other versions
