@@ -592,7 +592,7 @@ def main():
         sys.exit(str(error))
     try:
         # Longer bodies than the application reads, so that it can say what is wrong with them.
-        server.serve(app, listen, threads, max_body=2 * MAX_BODY)
+        server.serve(app, listen, threads, max_body=2 * MAX_BODY, on_stop=app.storage.stop_draw)
     except OSError as error:
         app.close()
         sys.exit(f"RAFFLE_LISTEN: {listen}: {error.strerror}")

@@ -1,6 +1,7 @@
 """waitress, and the few things it leaves undone. This module knows nothing of raffles."""
 
 import signal
+import socket
 import sys
 import time
 
@@ -18,6 +19,8 @@ MAX_HEAD = 32 * 1024  # bytes, as much as common proxies pass on
 
 class Request(HTTPRequestParser):
     """A request as it arrives."""
+
+    path = ""  # waitress logs it, also of a request that could not be parsed
 
     def __init__(self, adj):
         super().__init__(adj)
@@ -76,12 +79,12 @@ class Channel(HTTPChannel):
         super().service()
 
 
-def serve(app, listen, threads, max_body):
+def serve(app, listen, threads, max_body, on_stop):
     """Serve a WSGI application until SIGTERM or SIGINT, and say where.
 
     listen: address and port, as waitress reads it. threads: requests handled at
-    once. max_body: bytes of the longest body that reaches the application. Raises
-    OSError if it cannot listen.
+    once. max_body: bytes of the longest body that reaches the application.
+    on_stop: called when the signal has come. Raises OSError if it cannot listen.
     """
     # A thread that has hashed a code or written a row waits this long, in seconds, for one that computes
     # to let go of the interpreter. With the default of 0.005 the writing thread would starve under load.
@@ -106,7 +109,7 @@ def serve(app, listen, threads, max_body):
         ident=None,
     )
     server.channel_class = Channel
-    _run(server)
+    _run(server, on_stop)
 
 
 def _raise_file_limit():
@@ -120,7 +123,7 @@ def _raise_file_limit():
     return files
 
 
-def _run(server):
+def _run(server, on_stop):
     """Run the event loop until a signal, then answer what has arrived.
 
     server.run() would leave the loop at once, with what is still to be sent.
@@ -141,6 +144,7 @@ def _run(server):
         if time.monotonic() > swept + 1:
             _close_stalled(server)
             swept = time.monotonic()
+    on_stop()
     for _ in range(server.adj.backlog):  # as many as may wait to be accepted
         server.handle_accept()
     # The socket alone: the server's own close() would take the threads' way to wake the loop with it.
@@ -150,10 +154,17 @@ def _run(server):
     while server.active_channels and time.monotonic() < deadline:
         for channel in list(server.active_channels.values()):
             # In this order: a thread adds to what is to be sent before it takes the request off the list.
-            if not channel.requests and not channel.total_outbufs_len:
+            if not channel.requests and not channel.total_outbufs_len and not _has_unread(channel):
                 channel.handle_close()
         _poll(server, 0.1)
     server.task_dispatcher.shutdown(timeout=1)
+
+
+def _has_unread(channel):
+    try:
+        return bool(channel.socket.recv(1, socket.MSG_PEEK))
+    except OSError:
+        return False
 
 
 def _poll(server, timeout):

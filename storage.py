@@ -21,7 +21,7 @@ MAX_TICKETS = draw.MAX_TICKETS
 MAX_RANDOMNESS = draw.MAX_RANDOMNESS  # characters
 MAX_RAFFLES_PER_PAGE = 1_000
 MAX_WINS_PER_PAGE = 10_000
-WINS_PER_STATEMENT = 10_000
+WINS_PER_COMMIT = 5_000  # 25 ms, for which others wait
 
 # Crockford's base32 (https://www.crockford.com/base32.html): no I, L, O or U.
 ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
@@ -89,6 +89,12 @@ class Storage:
         except OSError as error:
             raise DatabaseRefused(f"schema.sql cannot be read: {error.strerror}") from error
         self.database = Database(path, schema, upgrades={2: _add_draw_commitment})
+        self._stopping = False
+        self._open_raffles = set()
+
+    def stop_draw(self):
+        """End a draw in progress, and those that wait, at their next commit with database.DatabaseUnavailable."""
+        self._stopping = True
 
     def create_raffle(self, name, total_tickets, prizes):
         """Create a raffle and return it as `get_raffle` does.
@@ -153,20 +159,45 @@ class Storage:
         bits) is as good as a random code.
         Raises RaffleNotFound, TicketsNoLongerAvailable, AlreadyParticipated.
         """
-        # One call of the system instead of two: under load each costs a wait for the interpreter lock.
-        randomness = secrets.token_bytes(CODE_BYTES + SALT_BYTES)
-        secret, salt = randomness[:CODE_BYTES], randomness[CODE_BYTES:]
-        code = _code(_derive(key, salt) if key else secret)
-        code_hash = _hash_code(code.translate(CANONICAL), salt, ITERATIONS)
         try:
+            self._require_tickets(raffle_id)
+            # One call of the system instead of two: under load each costs a wait for the interpreter lock.
+            randomness = secrets.token_bytes(CODE_BYTES + SALT_BYTES)
+            secret, salt = randomness[:CODE_BYTES], randomness[CODE_BYTES:]
+            code = _code(_derive(key, salt) if key else secret)
+            code_hash = _hash_code(code.translate(CANONICAL), salt, ITERATIONS)
             request = (participant, salt, ITERATIONS, code_hash)
             number = self.database.write(issue_tickets, raffle_id, request).result()
-        except (AlreadyParticipated, TicketsNoLongerAvailable):
+        except (AlreadyParticipated, TicketsNoLongerAvailable) as refusal:
+            if isinstance(refusal, TicketsNoLongerAvailable):
+                self._open_raffles.discard(raffle_id)
             issued = self._issued_ticket(raffle_id, participant, key) if key else None
             if not issued:
                 raise
             number, code = issued
         return {"raffle_id": raffle_id, "ticket_number": number, "verification_code": code}
+
+    def _require_tickets(self, raffle_id):
+        """Refuse early, after one read, what the writing thread would refuse.
+
+        In a popular raffle nearly every request is refused. The raffles known to
+        be open are remembered, because a read for every ticket would cost a fifth
+        of the rate. If one has been sold out meanwhile, the writing thread refuses.
+        """
+        if raffle_id not in self._open_raffles:
+            (available,) = _first(
+                self.database.read(
+                    """
+                    SELECT available_tickets
+                    FROM raffle
+                    WHERE id = ?
+                    """,
+                    raffle_id,
+                )
+            )
+            if not available:
+                raise TicketsNoLongerAvailable
+            self._open_raffles.add(raffle_id)
 
     def _issued_ticket(self, raffle_id, participant, key):
         """Return number and code of the ticket that the participant was issued with the key, or None."""
@@ -193,6 +224,12 @@ class Storage:
         hexadecimal. Returns the first page of `list_winners`, of full length.
         Raises RaffleNotFound, WinnersAlreadyDrawn, TicketsStillAvailable.
         """
+
+        def write(action, request=None):
+            if self._stopping:
+                raise DatabaseUnavailable
+            return self.database.write(action, raffle_id, request).result()
+
         # Of two draws of a raffle, the second finds it drawn before it has worked in vain.
         with self.database.long_job:
             raffle = self.get_raffle(raffle_id)
@@ -200,24 +237,25 @@ class Storage:
                 raise WinnersAlreadyDrawn
             if raffle["available_tickets"]:
                 raise TicketsStillAvailable
-            [(secret,)] = self.database.read(
-                """
-                SELECT secret
-                FROM raffle
-                WHERE id = ?
-                """,
-                raffle_id,
-            )
-            prizes = [(prize["name"], prize["amount"]) for prize in raffle["prizes"]]
-            amount = sum(amount for _, amount in prizes)
             if public_randomness is None:
                 public_randomness = secrets.token_hex(32)
+            secret, leftovers, data_version = write(_begin_draw)
+            prizes = [(prize["name"], prize["amount"]) for prize in raffle["prizes"]]
+            amount = sum(amount for _, amount in prizes)
             # Not in the writing thread, which others wait for meanwhile.
             numbers = array(
                 "Q", draw.winning_numbers(raffle_id, secret, public_randomness, raffle["total_tickets"], amount)
             )
             digest = draw.digest_of_wins(zip(numbers, draw.prize_of_each_win(prizes)))
-            self.database.write(_insert_wins, raffle_id, (prizes, numbers, public_randomness, digest)).result()
+            # In transactions of WINS_PER_COMMIT, between which everyone else has a turn. Nobody sees
+            # the wins before the last one, which marks the raffle as drawn.
+            for first in range(1, leftovers + 1, WINS_PER_COMMIT):
+                write(_delete_wins, first)
+            positions = draw.prize_of_each_win((position, amount) for position, (_, amount) in enumerate(prizes, 1))
+            wins = zip(numbers, positions)
+            for first in range(1, amount + 1, WINS_PER_COMMIT):
+                write(_insert_wins, (first, list(itertools.islice(wins, WINS_PER_COMMIT))))
+            write(_mark_drawn, (public_randomness, digest, data_version))
         # Not read again: a draw that is stored must not be answered as a failure.
         wins = zip(itertools.count(1), numbers, draw.prize_of_each_win(prizes))
         return _page_of_wins(list(itertools.islice(wins, MAX_WINS_PER_PAGE + 1)), MAX_WINS_PER_PAGE)
@@ -254,10 +292,10 @@ class Storage:
         limit: 1 to MAX_WINS_PER_PAGE. cursor: as returned with the page before.
         Raises RaffleNotFound, InvalidPage.
         """
-        (sequence,) = _first(
+        sequence, winners_drawn = _first(
             self.database.read(
                 """
-                SELECT sequence
+                SELECT sequence, winners_drawn
                 FROM raffle
                 WHERE id = ?
                 """,
@@ -265,6 +303,8 @@ class Storage:
             )
         )
         _require_page(limit, cursor, MAX_WINS_PER_PAGE)
+        if not winners_drawn:
+            return [], None
         rows = self.database.read(
             """
             SELECT win.position, win.ticket_number, prize.name
@@ -436,34 +476,65 @@ def _random_words(block):
         yield from array("Q", secrets.token_bytes(8 * block))
 
 
+def _begin_draw(db, raffle_id, requests):
+    """Return the secret, the last position left over from an interrupted draw, and the data_version of SQLite."""
+    (secret, leftovers) = db.execute(
+        """
+        SELECT secret, (
+            SELECT coalesce(max(position), 0)
+            FROM win
+            WHERE win.raffle = raffle.sequence
+        )
+        FROM raffle
+        WHERE id = ?
+        """,
+        (raffle_id,),
+    ).fetchone()
+    (data_version,) = db.execute("PRAGMA data_version").fetchone()
+    return [(secret, leftovers, data_version)]
+
+
+def _delete_wins(db, raffle_id, requests):
+    [first] = requests
+    db.execute(
+        """
+        DELETE FROM win
+        WHERE raffle = (SELECT sequence FROM raffle WHERE id = ? AND winners_drawn = 0)
+            AND position BETWEEN ? AND ?
+        """,
+        (raffle_id, first, first + WINS_PER_COMMIT - 1),
+    )
+    return [None]
+
+
 def _insert_wins(db, raffle_id, requests):
-    [(prizes, numbers, public_randomness, digest)] = requests
+    [(first, wins)] = requests
+    db.execute(
+        """
+        INSERT INTO win (raffle, position, ticket_number, prize)
+        SELECT raffle.sequence, ? + key, json_extract(value, '$[0]'), json_extract(value, '$[1]')
+        FROM json_each(?)
+        JOIN raffle ON raffle.id = ?
+        """,
+        (first, json.dumps(wins), raffle_id),
+    )
+    return [None]
+
+
+def _mark_drawn(db, raffle_id, requests):
+    [(public_randomness, digest, data_version)] = requests
+    # Another server on this file, which there must not be, may have stored wins of a draw of its own.
+    if db.execute("PRAGMA data_version").fetchone() != (data_version,):
+        raise DatabaseUnavailable
     # A draw comes after the last ticket, even if the clock is put back.
-    drawn = db.execute(
+    db.execute(
         """
         UPDATE raffle
         SET winners_drawn = 1, drawn_at = max(?, sold_out_at), public_randomness = ?, wins_sha256 = ?
-        WHERE id = ? AND winners_drawn = 0
-        RETURNING sequence
+        WHERE id = ?
         """,
         (_now(), public_randomness, digest, raffle_id),
-    ).fetchall()
-    if not drawn:
-        raise WinnersAlreadyDrawn
-    [(sequence,)] = drawn
-    start = 0
-    for prize, (_, amount) in enumerate(prizes, 1):
-        end = start + amount
-        for first in range(start, end, WINS_PER_STATEMENT):
-            db.execute(
-                """
-                INSERT INTO win (raffle, position, ticket_number, prize)
-                SELECT ?, ? + key, value, ?
-                FROM json_each(?)
-                """,
-                (sequence, first + 1, prize, json.dumps(list(numbers[first : min(first + WINS_PER_STATEMENT, end)]))),
-            )
-        start = end
+    )
     return [None]
 
 

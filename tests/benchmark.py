@@ -35,14 +35,13 @@ SECONDS = 5
 MILLION = 1_000_000
 
 FLOOR = """
-import bottle, raffle
+import bottle, raffle, server
 app = bottle.Bottle()
-app.settings = {name: raffle.setting(name) for name in raffle.SETTINGS}
 ticket = '{"raffle_id": "9b2f6a54-6d0c-4b7e-9a35-0c8a3c1f7d21", "ticket_number": 2, ' \\
     '"verification_code": "7K3M-9QXD-04TZ-WHE8-5C1N-VRP6"}\\n'
 app.route("/<path:path>", ["GET", "POST"], lambda path: ticket)
-raffle.create_app = lambda: app
-raffle.main()
+listen, threads = raffle.setting("RAFFLE_LISTEN"), raffle.setting("RAFFLE_THREADS")
+server.serve(app, listen, threads, max_body=2 * raffle.MAX_BODY, on_stop=lambda: None)
 """
 
 WRK = """

@@ -87,7 +87,7 @@ def create_app_with_pages():
             return app(environ, start_response)
         start_response("200 OK", [("Content-Type", "text/html")])
         return [PAGES[environ["PATH_INFO"]]]
-    site.close = app.close
+    site.close, site.storage = app.close, app.storage
     return site
 raffle.create_app = create_app_with_pages
 raffle.main()

@@ -526,7 +526,9 @@ def full_disk(tmp_path):
 
 
 def test_a_start_on_a_full_disk_names_the_cause(full_disk):
-    with pytest.raises(DatabaseRefused, match=r"cannot be (opened|created): (the disk is full|No space left on device)"):
+    with pytest.raises(
+        DatabaseRefused, match=r"cannot be (opened|created): (the disk is full|No space left on device)"
+    ):
         Database(full_disk / "raffle.db", SCHEMA, {2: upgrade})
 
 

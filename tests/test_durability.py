@@ -11,24 +11,24 @@ import sqlite3
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from itertools import count
 
 import pytest
-from helpers import Crowd, assert_kept, fill
+from helpers import Crowd, assert_kept, fill, wait_for
 
 from draw import check_draw
 
 CRASHES = int(os.environ.get("RAFFLE_TEST_CRASHES", "30"))
 
-# Is killed at a certain statement after the one that says of a raffle that its winners are drawn.
+# Is killed at a certain one of the statements that delete, insert or commit wins.
 KILLED_IN_A_DRAW = """
-import os, signal, sqlite3, raffle
+import os, re, signal, sqlite3, raffle, storage
 
 def connect_traced(*arguments, **options):
     def trace(statement):
-        if counted or "SET winners_drawn = 1" in statement:
-            counted.append(statement)
+        if "max(position)" in statement or counted:
+            counted.extend(re.findall("DELETE FROM win|INSERT INTO win|UPDATE raffle|COMMIT|max", statement))
         if len(counted) > {statements}:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -38,6 +38,7 @@ def connect_traced(*arguments, **options):
     return connection
 
 connect, sqlite3.connect = sqlite3.connect, connect_traced
+storage.WINS_PER_COMMIT = 400
 raffle.main()
 """
 
@@ -87,29 +88,48 @@ def test_a_ticket_is_on_the_disk_before_it_is_answered(serve, tmp_path):
     assert re.search(r"sync\(\d+<.*/raffle.db-wal>\) += 0", between)
 
 
-def test_a_draw_is_kept_whole_or_not_at_all_whichever_statement_the_process_is_killed_at(serve, database):
-    raffle = fill(database, 30_000, [{"name": "Pen", "amount": 30_000}])
-
-    def kept():
-        with closing(sqlite3.connect(database)) as connection:
-            assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-            return connection.execute("SELECT winners_drawn, (SELECT count(*) FROM win) FROM raffle").fetchone()
-
+def test_a_draw_is_kept_whole_or_not_at_all_whichever_statement_the_process_is_killed_at(serve, look, database):
+    raffle = fill(database, 1_000, [{"name": "Pen", "amount": 700}, {"name": "Book", "amount": 300}])
+    left_over = set()
     for statements in count(1):
+        # As another draw has left them that was interrupted.
+        with closing(sqlite3.connect(database)) as connection:
+            connection.execute("DELETE FROM win")
+            connection.executemany("INSERT INTO win VALUES (1, ?, ?, 1)", ((n, n) for n in range(1, 1_001)))
+            connection.commit()
         server = serve(program=("-c", KILLED_IN_A_DRAW.format(statements=statements)))
+        assert server.request("GET", f"{raffle}winners/")[2] == []
         try:
-            status, _, _ = server.request("POST", f"{raffle}winners/")
+            status, _, wins = server.request("POST", f"{raffle}winners/")
         except (OSError, http.client.HTTPException):
-            assert kept() == (0, 0)
+            assert look("PRAGMA integrity_check") == [("ok",)]
+            assert look("SELECT winners_drawn FROM raffle") == [(0,)]
+            left_over.update(look("SELECT count(*) FROM win"))
         else:
             break
-    assert statements > 4  # or else it was never killed with some of the wins written
+    # It was killed with some of the others' wins deleted, with some of its own stored, and with all.
+    assert left_over == {(1_000,), (600,), (200,), (0,), (400,), (800,)}
+    assert (status, len(wins)) == (201, 1_000)
     server.stop(signal.SIGKILL)
-    assert (status, kept()) == (201, (1, 30_000))
     # What is there then can be checked.
     server = serve()
     receipt = server.request("GET", f"{raffle}draw/")[2]
     assert all(holds for _, holds in check_draw(receipt, server.list_wins(raffle)))
+
+
+def test_the_order_to_stop_ends_a_draw_at_its_next_commit(serve, database):
+    raffle = fill(database, 1_000, [{"name": "Pen", "amount": 1_000}])
+    server = serve(program=("-c", "import storage, raffle; storage.WINS_PER_COMMIT = 1; raffle.main()"))
+    with ThreadPoolExecutor(1) as pool:
+        drawing = pool.submit(server.request, "POST", f"{raffle}winners/")
+        with closing(sqlite3.connect(database)) as connection:
+            wait_for(lambda: connection.execute("SELECT count(*) FROM win").fetchone()[0] > 10)
+        assert server.stop() == 0
+        assert drawing.result()[0] == 503
+    server = serve()
+    assert server.request("GET", f"{raffle}winners/")[2] == []
+    assert server.request("POST", f"{raffle}winners/")[0] == 201
+    assert len(server.list_wins(raffle)) == 1_000
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
@@ -146,24 +166,60 @@ def test_requests_that_arrived_before_the_order_to_stop_are_answered(serve):
         client.close()
 
 
-def test_a_full_disk_is_told_and_survived(serve, database):
-    server = serve()
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of eight megabytes."""
+    directory = tmp_path / "disk"
+    directory.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", directory], check=False).returncode:
+        pytest.skip("only root can mount a small disk")
+    yield directory
+    subprocess.run(["umount", directory], check=True)
+
+
+def test_a_full_disk_is_told_and_survived(small_disk, serve):
+    database, ballast = small_disk / "raffle.db", small_disk / "ballast"
+    server = serve(RAFFLE_DATABASE=str(database))
     raffle = server.create()
-    _, unlimited = resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE)
-    resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (300_000, unlimited))
+    with suppress(OSError), ballast.open("wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
     crowd = Crowd()
     crowd.start(server, raffle)
     crowd.wait_for(lambda: crowd.statuses[503] >= 20)
-    status, _, left = server.request("GET", raffle)
-    assert status == 200
     status, headers, _ = server.request("POST", f"{raffle}participate/", source="127.200.0.1")
     assert (status, headers["Retry-After"]) == (503, "5")
-    resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (unlimited, unlimited))
+    assert server.request("GET", raffle)[0] == 200
+    ballast.unlink()
     crowd.wait_for_tickets(20)
     crowd.stop()
     assert set(crowd.statuses) == {201, 503}
     assert server.request("GET", raffle)[2]["available_tickets"] == 100_000 - len(crowd.tickets)
-    assert left["available_tickets"] > 100_000 - len(crowd.tickets)
+    assert server.stop() == 0
+    assert_kept(database, crowd.tickets)
+
+
+def test_after_a_write_that_has_failed_no_ticket_is_answered_until_a_restart(serve, database):
+    server = serve()
+    raffle = server.create()
+    unlimited = resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (300_000, unlimited[1]))
+    crowd = Crowd()
+    crowd.start(server, raffle)
+    crowd.wait_for(lambda: crowd.statuses[503])
+    resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, unlimited)
+    late = Crowd(first=50_000)
+    late.start(server, raffle)
+    late.wait_for(lambda: late.statuses[503] >= 20)
+    late.stop()
+    crowd.stop()
+    assert set(late.statuses) == {503}
+    assert server.log.read_text().count("CRITICAL") == 1
+    server.stop(signal.SIGKILL)
+    server = serve()
+    crowd.start(server, raffle)
+    crowd.wait_for_tickets(20)
+    crowd.stop()
     assert_kept(database, crowd.tickets)
 
 
@@ -210,9 +266,10 @@ def test_no_ticket_is_answered_once_another_program_has_changed_the_files(serve,
     assert server.request("GET", "/health")[0] == 503
     assert server.log.read_text().count("Nothing is written any more, until a restart") == 1
     changed = database.read_bytes()
-    assert server.stop() == 0
     if change == "rm raffle.db-wal":
         # The server has it still, and puts into the database what is in it.
+        assert server.stop() == 0
         assert_kept(database, crowd.tickets)
     else:
+        assert server.stop() == 1
         assert database.read_bytes() == changed

@@ -87,6 +87,37 @@ def test_a_setting_that_makes_no_sense_stops_the_start(monkeypatch, database, na
     assert not database.exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("MANAGER_IP", "MANAGER_IPS"),
+        ("RAFFLE_TRUSTED_PROXI", "RAFFLE_TRUSTED_PROXY"),
+        ("RAFFLE_DB", "RAFFLE_DATABASE"),
+        ("RAFFLE_", "RAFFLE_HOSTS"),
+    ],
+)
+def test_a_setting_that_does_not_exist_stops_the_start(monkeypatch, database, name, nearest):
+    sentence = refusal(monkeypatch, RAFFLE_DATABASE=database, **{name: "x"})
+    assert sentence == f"{name}: there is no such setting; the nearest is {nearest}"
+    assert not database.exists()
+
+
+def test_what_tests_and_kubernetes_set_is_not_taken_for_a_setting(monkeypatch):
+    for name in ("RAFFLE_TEST_FUZZ", "RAFFLE_PORT", "RAFFLE_PORT_8080_TCP_ADDR", "RAFFLE_SERVICE_HOST", "MANAGERS"):
+        monkeypatch.setenv(name, "x")
+    raffle.require_known_settings()
+
+
+def test_a_missing_schema_is_named_and_leaves_nothing(monkeypatch, database):
+    def missing(package, resource):
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr("pkgutil.get_data", missing)
+    sentence = refusal(monkeypatch, RAFFLE_DATABASE=database)
+    assert sentence == "RAFFLE_DATABASE: schema.sql cannot be read: No such file or directory"
+    assert not database.exists()
+
+
 def test_a_count_of_proxies_without_a_proxy_makes_no_sense(monkeypatch, database):
     sentence = refusal(monkeypatch, RAFFLE_DATABASE=database, RAFFLE_TRUSTED_PROXY_COUNT=2)
     assert sentence.startswith("RAFFLE_TRUSTED_PROXY_COUNT: ")

@@ -67,6 +67,37 @@ def test_a_refusal_writes_nothing(store, look, database):
     assert (look("SELECT * FROM displaced"), database.with_name("raffle.db-wal").stat().st_size) == before
 
 
+def test_a_raffle_that_is_sold_out_or_unknown_is_refused_before_anything_is_hashed_or_written(store, monkeypatch):
+    other = store.create_raffle("Fair", 1, ONE_PRIZE)["id"]
+    sold_out = store.create_raffle("Fair", 1, ONE_PRIZE)["id"]
+    issue(store, sold_out, [1])
+    monkeypatch.setattr(storage, "_hash_code", None)
+    monkeypatch.setattr(store.database, "write", None)
+    for _ in range(2):
+        with pytest.raises(storage.TicketsNoLongerAvailable):
+            store.issue_ticket(sold_out, participant(2))
+        with pytest.raises(storage.RaffleNotFound):
+            store.issue_ticket("none", participant(2))
+    with pytest.raises(TypeError):
+        store.issue_ticket(other, participant(2))
+
+
+def test_a_raffle_that_is_known_to_be_open_is_not_read_for_every_ticket(store, monkeypatch):
+    raffle_id = store.create_raffle("Fair", 3, ONE_PRIZE)["id"]
+    store.issue_ticket(raffle_id, participant(1))
+    read = store.database.read
+    monkeypatch.setattr(store.database, "read", None)
+    store.issue_ticket(raffle_id, participant(2))
+    store.issue_ticket(raffle_id, participant(3))
+    with pytest.raises(storage.TicketsNoLongerAvailable):
+        store.issue_ticket(raffle_id, participant(4))
+    # Once it has been refused by the writing thread, it is read.
+    monkeypatch.setattr(store.database, "read", read)
+    monkeypatch.setattr(store.database, "write", None)
+    with pytest.raises(storage.TicketsNoLongerAvailable):
+        store.issue_ticket(raffle_id, participant(4))
+
+
 def test_a_new_raffle_has_no_rows_for_its_tickets(store, look):
     store.create_raffle("Fair", 2**53 - 1, ONE_PRIZE)
     assert look("SELECT count(*) FROM ticket") == look("SELECT count(*) FROM displaced") == [(0,)]
@@ -86,6 +117,33 @@ def test_winners_do_not_exist_before_the_draw(store, look):
     assert look("SELECT * FROM win") == []
     store.draw_winners(raffle_id)
     assert look("SELECT position, ticket_number, prize FROM win") == [(1, 1, 1)]
+
+
+@pytest.mark.parametrize("step", range(1, 7))
+def test_two_servers_on_one_file_never_mix_their_draws(store, database, monkeypatch, step):
+    monkeypatch.setattr(storage, "WINS_PER_COMMIT", 2)
+    raffle_id = store.create_raffle("Fair", 6, [{"name": "Book", "amount": 6}])["id"]
+    issue(store, raffle_id, range(6))
+    other = Storage(database)
+    write, steps = store.database.write, []
+
+    def write_and_interfere(*arguments):
+        steps.append(arguments)
+        if len(steps) == step:
+            other.draw_winners(raffle_id, "other")
+        return write(*arguments)
+
+    monkeypatch.setattr(store.database, "write", write_and_interfere)
+    with closing(other.database):
+        # Begin, three commits of wins, the mark; the last step is that nobody interferes.
+        if step <= 5:
+            with pytest.raises((storage.DatabaseUnavailable, sqlite3.IntegrityError)):
+                store.draw_winners(raffle_id, "own")
+        else:
+            store.draw_winners(raffle_id, "own")
+        receipt = other.get_receipt(raffle_id)
+        assert receipt["public_randomness"] == ("other" if step <= 5 else "own")
+        assert all(holds for _, holds in draw.check_draw(receipt, other.list_winners(raffle_id, 10)[0]))
 
 
 def test_a_read_that_fails_after_the_draw_does_not_hide_that_it_is_stored(store, monkeypatch):
