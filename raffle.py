@@ -581,7 +581,7 @@ def main():
     logging.basicConfig(handlers=[handler], level=logging.INFO)
     try:
         require_known_settings()
-        if copy:
+        if copy is not None:
             database = setting("RAFFLE_DATABASE")
             storage.backup(database, copy)
             print(f"{database} was copied to {copy}")

@@ -149,7 +149,6 @@ def _run(server, on_stop):
         server.handle_accept()
     # The socket alone: the server's own close() would take the threads' way to wake the loop with it.
     wasyncore.dispatcher.close(server)
-    _poll(server, 0)
     deadline = time.monotonic() + STOP_TIMEOUT
     while server.active_channels and time.monotonic() < deadline:
         for channel in list(server.active_channels.values()):

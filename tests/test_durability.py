@@ -153,16 +153,19 @@ def test_the_order_to_stop_is_followed_once_what_has_arrived_is_answered(serve, 
 
 
 def test_requests_that_arrived_before_the_order_to_stop_are_answered(serve):
+    short = b"GET /raffles/ HTTP/1.1\r\nHost: x\r\n\r\n"
+    # Takes several turns of the event loop to read.
+    long = b"POST /raffles/ HTTP/1.1\r\nHost: x\r\nContent-Length: 30000\r\n\r\n" + bytes(30_000)
     server = serve()
     server.process.send_signal(signal.SIGSTOP)
-    clients = [server.connect() for _ in range(10)]
-    for client in clients:
-        client.sendall(b"GET /raffles/ HTTP/1.1\r\nHost: x\r\n\r\n")
+    clients = [(server.connect(), *kind) for kind in ((short, b"HTTP/1.1 200"), (long, b"HTTP/1.1 415")) * 5]
+    for client, request, _ in clients:
+        client.sendall(request)
     for _ in range(2):
         server.process.send_signal(signal.SIGTERM)
     assert server.stop(signal.SIGCONT) == 0
-    for client in clients:
-        assert client.recv(12) == b"HTTP/1.1 200"
+    for client, _, answer in clients:
+        assert client.recv(12) == answer
         client.close()
 
 
