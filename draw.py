@@ -277,7 +277,7 @@ def main():
     parser = argparse.ArgumentParser(description="Check the draw of a raffle.")
     parser.add_argument("source", help="the raffle's address, or a file with its receipt")
     parser.add_argument("winners", nargs="?", help="a file with the list of wins, if source is a file")
-    parser.add_argument("--timeout", type=int, default=600, help="seconds to read from the server (default: 600)")
+    parser.add_argument("--timeout", type=float, default=600, help="seconds to read from the server (default: 600)")
     arguments = parser.parse_args()
     is_address = re.match("https?://", arguments.source)
     if bool(arguments.winners) == bool(is_address):
