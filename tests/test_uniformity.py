@@ -23,18 +23,23 @@ class Unsynchronised(sqlite3.Connection):
         return super().execute(sql.replace("synchronous = FULL", "synchronous = OFF"), *values)
 
 
-@pytest.fixture(scope="module", params=[1, len(TICKETS)], ids=["one by one", "in one batch"])
-def plays(request, tmp_path_factory):
-    """Play many raffles of 4 tickets and 2 prizes: the numbers in the order they were asked for, and those that won."""
+@pytest.fixture(scope="module")
+def plays(tmp_path_factory):
+    """Play many raffles of 4 tickets and 2 prizes: the numbers in the order they were asked for, and those that won.
+
+    In every other raffle the participants ask together, in one batch.
+    """
     prizes = [{"name": "first", "amount": 1}, {"name": "second", "amount": 1}]
     asking = [(bytes([127, 0, 0, n]), b"", 1, b"") for n in TICKETS]
-    batches = [asking[first : first + request.param] for first in range(0, len(asking), request.param)]
 
-    def play(store):
+    def issue(db, raffle_id, requests):
+        [together] = requests
+        batches = [asking] if together else [[request] for request in asking]
+        return [[number for batch in batches for number in storage.issue_tickets(db, raffle_id, batch)]]
+
+    def play(store, n):
         raffle_id = store.create_raffle("Fair", len(TICKETS), prizes)["id"]
-        given = store.database.write(
-            lambda db, *_: [[n for batch in batches for n in storage.issue_tickets(db, raffle_id, batch)]], raffle_id
-        ).result()
+        given = store.database.write(issue, raffle_id, n % 2).result()
         wins, _ = store.draw_winners(raffle_id)
         return tuple(given), tuple(win["ticket_number"] for win in wins)
 
@@ -42,7 +47,7 @@ def plays(request, tmp_path_factory):
         patch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=Unsynchronised))
         store = storage.Storage(tmp_path_factory.mktemp("uniformity") / "raffle.db")
     with closing(store.database):
-        return [play(store) for _ in range(RAFFLES)]
+        return [play(store, n) for n in range(RAFFLES)]
 
 
 def chance(count, p):
