@@ -1,4 +1,5 @@
 import os
+import pkgutil
 import socket
 import sqlite3
 import subprocess
@@ -157,6 +158,9 @@ def test_a_database_that_cannot_be_read_is_refused(monkeypatch):
         database = Path(directory) / "raffle.db"
         Storage(database).database.close()
         database.chmod(0)
+        # The program's own files may be the owner's only, too.
+        schema = pkgutil.get_data("storage", "schema.sql")
+        monkeypatch.setattr(pkgutil, "get_data", lambda *_: schema)
         with not_as_root():
             sentence = refusal(monkeypatch, RAFFLE_DATABASE=database)
     assert sentence == f"RAFFLE_DATABASE: {database} cannot be opened: unable to open database file"
