@@ -46,6 +46,7 @@ ERRORS = {
     storage.DatabaseUnavailable: (503, "The database cannot be read or written at the moment"),
 }
 
+encode = json.JSONEncoder(ensure_ascii=False).encode
 log = logging.getLogger("raffle")
 
 
@@ -352,7 +353,7 @@ def send_json(value, content_type="application/json"):
     response.set_header("X-Content-Type-Options", "nosniff")
     # Nearly everything changes with the next ticket, and a ticket is for its holder only.
     response.set_header("Cache-Control", "no-store")
-    return json.dumps(value, ensure_ascii=False) + "\n"
+    return encode(value) + "\n"
 
 
 def answer_json(callback):

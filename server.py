@@ -48,8 +48,9 @@ class Request(HTTPRequestParser):
             super().parse_header(header_plus)
         except ValueError:
             raise ParsingError("Malformed request") from None
-        if self.chunked and "CONTENT_LENGTH" in self.headers:
-            raise ParsingError("Both Content-Length and Transfer-Encoding")
+        # waitress takes Transfer-Encoding off the headers of HTTP/1.1 only, and ignores it in others.
+        if "TRANSFER_ENCODING" in self.headers or (self.chunked and "CONTENT_LENGTH" in self.headers):
+            raise ParsingError("Transfer-Encoding beside Content-Length, or without HTTP/1.1")
 
 
 class OwnAnswer(ErrorTask):
@@ -102,6 +103,9 @@ def serve(app, listen, threads, max_body, on_stop):
         # head and body one after the other, and waits for the interpreter each time: half the rate.
         send_bytes=18000,
         max_request_header_size=MAX_HEAD,
+        # Longer answers and bodies wait in temporary files, so that hundreds of them take no memory.
+        outbuf_overflow=2**16,
+        inbuf_overflow=2**16,
         max_request_body_size=max_body,
         # The application reads them itself.
         clear_untrusted_proxy_headers=False,

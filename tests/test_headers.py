@@ -36,6 +36,8 @@ def test_no_answer_of_the_server_says_what_serves(serve):
         ((b"GET / HTTP/1.1\r\nX: " + b"x" * 2**15)[: 2**15 - 4] + b"\r\n\r\n", b"431"),
         (b"POST /raffles/ HTTP/1.1\r\nContent-Length: 99999999\r\n\r\n", b"413"),
         (b"POST /raffles/ HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\n", b"501"),
+        (b"POST /raffles/ HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", b"400"),
+        (b"POST /raffles/ HTTP/2.0\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\n\r\n", b"400"),
         (b"GET http://[::1/ HTTP/1.1\r\n\r\n", b"400"),
         # Nobody is told to go on with a body that is refused, or that there is none of.
         (expect + b"Content-Length: 99999999\r\n\r\n", b"413"),
