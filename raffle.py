@@ -131,7 +131,7 @@ SETTINGS = {
     "MANAGER_IPS": (_networks, [], "Addresses or networks of managers, comma-separated. Unset: no managers."),
     "RAFFLE_DATABASE": (str, "raffle.db", "Path of the SQLite file. Created if missing, readable by its owner only."),
     "RAFFLE_LISTEN": (_listen, "127.0.0.1:8080", "Address and port; [::1]:8080 for IPv6. Port 0 picks a free one."),
-    "RAFFLE_THREADS": (_integer(1, 200), 32, "Requests handled at once. On a slow disk, more share one commit."),
+    "RAFFLE_THREADS": (_integer(1, 200), 64, "Requests handled at once. On a slow disk, more share one commit."),
     "RAFFLE_TRUSTED_PROXY": (_address, None, "Address of the reverse proxy whose X-Forwarded-For is trusted."),
     "RAFFLE_TRUSTED_PROXY_COUNT": (_integer(1, 100), 1, "Number of proxies in a row."),
     "RAFFLE_HOSTS": (_hosts, None, "Host names this server answers to; any other gets 421. Unset: all."),
