@@ -139,7 +139,10 @@ def spellings(code):
 
 def all_pages(get, path):
     """Yield the pages from a path on, where `get(path)` returns headers and page."""
+    seen = set()
     while path:
+        assert path not in seen
+        seen.add(path)
         headers, page = get(path)
         yield page
         link = re.fullmatch(r'<([^>]+)>; rel="next"', headers.get("Link", ""))
