@@ -2,7 +2,7 @@
 
 Requests hand their writes to the thread, which runs all that are waiting in one
 transaction: under load, one sync of the disk pays for many. One writing
-connection also keeps clear of a defect of SQLite before 3.51.3, which can lose
+connection also avoids a bug in SQLite before 3.51.3, which can lose
 commits when two connections write or checkpoint a WAL database at the same
 instant. So only one process may serve a file.
 """
@@ -66,7 +66,7 @@ class Database:
         except OSError as error:
             raise DatabaseRefused(f"{self.path} cannot be created: {error.strerror}") from error
         except sqlite3.Error as error:
-            # SQLite names a full disk only if it is full at some moments.
+            # SQLite often reports a full disk as an I/O error.
             full = shutil.disk_usage(self.path.parent).free < 2**16
             raise DatabaseRefused(f"{self.path} cannot be opened: {'the disk is full' if full else error}") from error
         self.long_job = threading.Lock()
@@ -105,7 +105,7 @@ class Database:
                     self._changed.notify()
 
     def write(self, action, key, request=None):
-        """Have the writing thread run an action; return a Future of its outcome, which is there after the commit.
+        """Have the writing thread run an action; return a Future of its outcome that resolves after the commit.
 
         action: function of the connection, the key and a list of all requests
         that wait for the same action and key. It returns a list with the outcome
@@ -183,7 +183,7 @@ class Database:
             writer.execute("PRAGMA synchronous = FULL")
             # A million tickets take 90 MB, each in another place: so keep them in memory (in KiB).
             writer.execute("PRAGMA cache_size = -131072")
-            # The file changes at checkpoints only. They have a time of their own, so that other changes are noticed.
+            # The file changes at checkpoints only. Running them explicitly makes any other change noticeable.
             writer.execute("PRAGMA wal_autocheckpoint = 0")
             if is_new:
                 writer.executescript(schema)
@@ -192,8 +192,9 @@ class Database:
                 for step in range(version, newest):
                     upgrades[step](writer)
                     writer.execute(f"PRAGMA user_version = {step + 1}")
-                    log.info("%s is upgraded to version %d", self.path, step + 1)
                 writer.execute("COMMIT")
+                if version < newest:
+                    log.info("Upgraded %s from version %d to %d", self.path, version, newest)
             self._file, self._wal_file = _state(self.path), _state(self._wal)
             on_failure.pop_all()
             return writer
@@ -220,34 +221,41 @@ class Database:
             outcomes = self._commit(batch)
         except BaseException as error:  # whatever it is, nobody may wait for ever
             failure = error
-            with suppress(sqlite3.Error):
-                self._writer.execute("ROLLBACK")
-            outcomes = [DatabaseUnavailable()] * len(answers)
-        with suppress(sqlite3.Error):
-            self._note(failure)
+            self._lost = self._lost or isinstance(error, DatabaseLost)
+            outcomes = [DatabaseUnavailable() for _ in answers]
         for answer, outcome in zip(answers, outcomes):
             if isinstance(outcome, Exception):
                 answer.set_exception(outcome)
             else:
                 answer.set_result(outcome)
+        with suppress(sqlite3.Error):
+            if failure and self._writer.in_transaction:
+                self._writer.execute("ROLLBACK")
+            self._note(failure)
 
     def _commit(self, batch):
         """Run a batch of {(action, key): [(request, answer)]} in one transaction; return all outcomes in its order."""
+        if self._lost:
+            raise DatabaseUnavailable
         db = self._writer
         outcomes = []
         db.execute("BEGIN IMMEDIATE")
         for (action, key), group in batch.items():
             db.execute("SAVEPOINT action")
             try:
-                outcomes += action(db, key, [request for request, _ in group])
-            except sqlite3.OperationalError:
-                # A full disk or an I/O error concerns all, and may have undone the whole transaction.
-                raise
+                results = action(db, key, [request for request, _ in group])
+                if len(results) != len(group):
+                    raise ValueError(f"{len(results)} outcomes for {len(group)} requests")
+                outcomes += results
             except Exception as error:
+                # A full disk, an I/O error or a damaged file concerns all, and may have undone the whole transaction.
+                if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.IntegrityError):
+                    raise
                 db.execute("ROLLBACK TO action")
                 outcomes += [error] * len(group)
             db.execute("RELEASE action")
-        # A commit would extend a -wal file that has been cut, and so hide it; and may take a while.
+        # A commit would extend a -wal file that has been cut, and hide the cut. Checked again after the commit,
+        # which may take a while.
         self._require_own_files()
         try:
             db.execute("COMMIT")
@@ -271,30 +279,35 @@ class Database:
         self._wal_file = wal
 
     def _checkpoint(self):
-        with suppress(sqlite3.Error, DatabaseLost):
-            self._require_own_files()
-            try:
-                self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)")
-            finally:
-                # The same file as ever: another that was moved here meanwhile must be noticed.
-                self._file = (*self._file[:2], *(_state(self.path) or ())[2:])
         self._checkpointed = time.monotonic()
+        try:
+            self._require_own_files()
+        except DatabaseLost:
+            return  # the next commit says so
+        try:
+            self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        except sqlite3.Error as error:
+            self._log_failure(error)
+        # Keep device and inode: another file that was moved here meanwhile must be noticed.
+        self._file = (*self._file[:2], *(_state(self.path) or ())[2:])
 
     def _note(self, failure):
         if isinstance(failure, DatabaseLost):
-            if not self._lost:
-                log.critical("Nothing is written any more, until a restart: %s", failure)
-            self._lost = True
-        elif failure:
-            if str(failure) not in self._failures:
-                log.error("Writes fail: %s", failure, exc_info=not isinstance(failure, sqlite3.Error) and failure)
-            self._failures.add(str(failure))
-            # Who finds the file locked waits for it, but not everybody in turn: reads need the threads.
+            log.critical("Writes are disabled until a restart: %s", failure)
+        elif failure and not self._lost:
+            self._log_failure(failure)
+            # Only the first write waits for another program's lock: the others would occupy every thread.
             self._writer.execute("PRAGMA busy_timeout = 0")
-        elif self._failures:
+        elif self._failures and not failure:
             log.info("Writes succeed again")
             self._failures.clear()
             self._writer.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT * 1000:.0f}")
+
+    def _log_failure(self, failure):
+        """Log each cause once, until a write succeeds; a programming error with its traceback."""
+        if repr(failure) not in self._failures:
+            self._failures.add(repr(failure))
+            log.error("Writes fail: %s", failure, exc_info=not isinstance(failure, sqlite3.Error) and failure)
 
     def _end(self):
         with self._changed:
@@ -343,9 +356,12 @@ def backup(path, copy):
                 [(found,)] = target.execute("PRAGMA quick_check(1)").fetchall()
                 if found != "ok":
                     raise DatabaseRefused(f"{path} is damaged: {found}")
-            Path(name).rename(copy)
+            # Unlike rename(), it does not overwrite.
+            os.link(name, copy)
         finally:
             Path(name).unlink(missing_ok=True)
+    except FileExistsError as error:
+        raise DatabaseRefused(f"{copy} exists already") from error
     except OSError as error:
         raise DatabaseRefused(f"{copy} cannot be written: {error.strerror}") from error
     except sqlite3.Error as error:
@@ -362,7 +378,7 @@ def _connect(path, mode):
         isolation_level=None,
         check_same_thread=False,
     )
-    # SQLite leaves references unchecked unless told otherwise, for the sake of old programs.
+    # SQLite does not enforce foreign keys by default.
     connection.execute("PRAGMA foreign_keys = ON")
     # The directory for temporary files may be full.
     connection.execute("PRAGMA temp_store = MEMORY")

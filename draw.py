@@ -226,7 +226,7 @@ def fetch(url, deadline):
         except Exception as error:  # there is no end to what a server may send
             outcome.set_exception(error)
 
-    # A timeout of a socket is for each of its bytes; a thread can be left behind.
+    # A socket timeout applies to each read, not to the whole answer; a thread can be abandoned.
     threading.Thread(target=run, daemon=True).start()
     try:
         return outcome.result(max(0, min(MAX_ANSWER_TIME, deadline - time.monotonic())))

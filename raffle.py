@@ -71,7 +71,7 @@ def setting(name, value=None):
 
 
 def require_known_settings():
-    """Raise SettingError if the environment has a variable that is nearly one of the settings."""
+    """Raise SettingError if the environment has an unknown RAFFLE_* or MANAGER_* variable."""
     # Kubernetes sets RAFFLE_PORT... and RAFFLE_SERVICE_... for a service of that name.
     foreign = ("RAFFLE_TEST_", "RAFFLE_PORT", "RAFFLE_SERVICE_")
     for name in os.environ:
@@ -94,7 +94,7 @@ def _network(text):
 def _address(text):
     address = ipaddress.ip_address(text)
     if address.packed == bytes(14) + b"\xff\xff":
-        raise ValueError("'::ffff' is what is left of an IPv4-mapped address that has been cut")
+        raise ValueError("'::ffff' is a truncated IPv4-mapped address")
     # Its bytes leave out the zone of fe80::1%eth0.
     return getattr(address, "ipv4_mapped", None) or ipaddress.ip_address(address.packed)
 
@@ -131,7 +131,7 @@ SETTINGS = {
     "MANAGER_IPS": (_networks, [], "Addresses or networks of managers, comma-separated. Unset: no managers."),
     "RAFFLE_DATABASE": (str, "raffle.db", "Path of the SQLite file. Created if missing, readable by its owner only."),
     "RAFFLE_LISTEN": (_listen, "127.0.0.1:8080", "Address and port; [::1]:8080 for IPv6. Port 0 picks a free one."),
-    "RAFFLE_THREADS": (_integer(1, 200), 64, "Requests handled at once. On a slow disk, more share one commit."),
+    "RAFFLE_THREADS": (_integer(1, 200), 64, "Requests handled at once. On a slow disk, more share a commit."),
     "RAFFLE_TRUSTED_PROXY": (_address, None, "Address of the reverse proxy whose X-Forwarded-For is trusted."),
     "RAFFLE_TRUSTED_PROXY_COUNT": (_integer(1, 100), 1, "Number of proxies in a row."),
     "RAFFLE_HOSTS": (_hosts, None, "Host names this server answers to; any other gets 421. Unset: all."),
@@ -139,7 +139,7 @@ SETTINGS = {
 }
 
 
-# Who sends a request
+# The client
 
 
 def client_address():
@@ -160,11 +160,11 @@ def client_address():
             return _address(text)
     except (ValueError, IndexError):
         log.warning("A request came from %.100r, which is not an address", text)
-        raise HTTPError(400, "The address that the request comes from is not known") from None
+        raise HTTPError(400, "The client's address cannot be determined") from None
     if address == proxy:
         warn_once(
-            "A request from RAFFLE_TRUSTED_PROXY had no X-Forwarded-For, and counts as the proxy's own. "
-            "If it was a client's, all clients are one participant: have the proxy set the header"
+            "A request from RAFFLE_TRUSTED_PROXY had no X-Forwarded-For. Configure the proxy to set it; "
+            "otherwise all its clients are one participant"
         )
     return address
 
@@ -193,8 +193,8 @@ def warn_of_proxy():
             peer = _address(request.environ.get("REMOTE_ADDR", ""))
             if peer != request.app.settings["RAFFLE_TRUSTED_PROXY"]:
                 warn_once(
-                    "A request from %s says who it was forwarded for, and is not trusted. If a reverse proxy "
-                    "is there, all its clients are one participant until RAFFLE_TRUSTED_PROXY names it",
+                    "Ignored the forwarding headers of %s. If it is your reverse proxy, set RAFFLE_TRUSTED_PROXY; "
+                    "until then, all its clients are one participant",
                     peer,
                 )
 
@@ -207,7 +207,7 @@ def warn_once(message, *values):
 
 
 def refuse_cross_site():
-    """Raise HTTPError 403 if a browser sends this request for a page of another site (CSRF).
+    """Raise HTTPError 403 if a browser sends this request on behalf of another site's page (CSRF).
 
     An address is the only credential there is, and any page that its owner visits
     can send requests from it. The rule is that of Go 1.25's
@@ -223,14 +223,14 @@ def refuse_cross_site():
         host = request.environ.get("HTTP_HOST", "")
         allowed = not origin or origin.partition("://")[2].lower() == host.lower()
     if not allowed:
-        raise HTTPError(403, "A page of another site must not send this request")
+        raise HTTPError(403, "Cross-origin requests are not allowed")
 
 
-# What a request says
+# The request
 
 
 def has_body():
-    """Return whether the request has a body. One in chunks counts, whatever the server makes of it."""
+    """Return whether the request has a body. A chunked body counts even without a Content-Length."""
     environ = request.environ
     return bool(environ.get("CONTENT_LENGTH", "").strip("0")) or "HTTP_TRANSFER_ENCODING" in environ
 
@@ -257,7 +257,7 @@ def json_object(max_length=MAX_BODY):
             object_pairs_hook=_unique_members,
         )
     except RecursionError:
-        raise HTTPError(400, "The body must not be nested so deeply") from None
+        raise HTTPError(400, "The body must not be nested too deeply") from None
     except ValueError as error:
         raise HTTPError(400, f"The body must be one JSON object in UTF-8: {error}") from None
     if not isinstance(value, dict):
@@ -273,7 +273,7 @@ def _unique_members(pairs):
     members = dict(pairs)
     if len(members) < len(pairs):
         [(twice, _)] = Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"the member {twice[:100]!r} is there twice")
+        raise ValueError(f"the member {twice[:100]!r} occurs twice")
     return members
 
 
@@ -325,7 +325,7 @@ def idempotency_key():
 
 
 def page_query(longest):
-    """Return limit and cursor of the query as integers; 0, which storage refuses, for what is none."""
+    """Return limit and cursor of the query as integers; anything else becomes 0, which storage refuses."""
 
     def integer(name, default):
         texts = request.query.getall(name)
@@ -336,7 +336,7 @@ def page_query(longest):
     return integer("limit", longest), integer("cursor", None)
 
 
-# What a response says
+# The response
 
 
 def link_next(path, cursor):
@@ -367,7 +367,7 @@ def answer_json(callback):
         except HTTPError:
             raise
         except Exception as error:
-            # Bottle would write the traceback past the log.
+            # Bottle would print the traceback to stderr, not to the log.
             log.exception("A request failed")
             raise HTTPError(500, "Internal Server Error") from error
         return send_json(value)
@@ -450,7 +450,7 @@ def draw_winners(raffle_id):
     manager = require_manager()
     randomness = None
     if has_body():
-        # A draw is for ever: a body that misses public_randomness, misspelt perhaps, must not draw without it.
+        # A draw cannot be undone, so a body without public_randomness (a typo?) is refused.
         randomness = json_object().get("public_randomness")
         require_randomness(randomness, "public_randomness")
     page, cursor = request.app.storage.draw_winners(raffle_id, randomness)
@@ -494,14 +494,14 @@ def create_app(database=None, manager_ips=None):
     Raises SettingError, storage.SQLiteTooOld.
     """
     log.setLevel(logging.INFO)
-    # Requests that wait for a thread are daily life, not worth a line each.
+    # Requests that wait for a thread are normal under load.
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)
     app = Bottle()
     given = {"RAFFLE_DATABASE": database, "MANAGER_IPS": manager_ips}
     app.settings = {name: setting(name, given.get(name)) for name in SETTINGS}
     managers, proxy = app.settings["MANAGER_IPS"], app.settings["RAFFLE_TRUSTED_PROXY"]
     if app.settings["RAFFLE_TRUSTED_PROXY_COUNT"] > 1 and not proxy:
-        raise SettingError("RAFFLE_TRUSTED_PROXY_COUNT: it means nothing without RAFFLE_TRUSTED_PROXY")
+        raise SettingError("RAFFLE_TRUSTED_PROXY_COUNT: it has no effect without RAFFLE_TRUSTED_PROXY")
     try:
         app.storage = storage.Storage(app.settings["RAFFLE_DATABASE"])
     except storage.DatabaseRefused as error:
@@ -509,7 +509,7 @@ def create_app(database=None, manager_ips=None):
     if not managers:
         log.warning("MANAGER_IPS is empty: nobody can create raffles or draw winners")
     if proxy and any(proxy in network for network in managers):
-        log.warning("MANAGER_IPS lists RAFFLE_TRUSTED_PROXY: what it sends without X-Forwarded-For is a manager's")
+        log.warning("MANAGER_IPS lists RAFFLE_TRUSTED_PROXY: its requests without X-Forwarded-For have manager rights")
     # In place of Bottle's own close(), which does nothing here.
     app.close = weakref.finalize(app, app.storage.database.close)
     app.warned = set()
@@ -529,7 +529,7 @@ def prepare():
     if hosts and re.sub(r":[0-9]*$", "", environ.get("HTTP_HOST", "")).lower() not in hosts:
         raise HTTPError(421, "This host name is not served here")
     refuse_cross_site()
-    # Bottle leaves out what is not UTF-8, and would take one path for another.
+    # Bottle drops invalid UTF-8, so one path could match another.
     if environ["PATH_INFO"].encode() != environ["bottle.raw_path"].encode("latin1"):
         raise HTTPError(404, "The path is not UTF-8")
     if not environ["PATH_INFO"].endswith("/"):
@@ -588,16 +588,18 @@ def main():
             print(f"{database} was copied to {copy}")
             return
         listen, threads = setting("RAFFLE_LISTEN"), setting("RAFFLE_THREADS")
-        app = create_app()
+        # Before the database is opened: a second server, started by mistake, must not touch it.
+        try:
+            listener = server.bind(listen)
+        except OSError as error:
+            raise SettingError(f"RAFFLE_LISTEN: {listen}: {os.strerror(error.errno)}") from error
+        with listener:
+            app = create_app()
+            # Longer bodies than the application reads, so that it can say what is wrong with them.
+            server.serve(app, listener, threads, max_body=2 * MAX_BODY, on_stop=app.storage.stop_draw)
     except (SettingError, storage.SQLiteTooOld, storage.DatabaseRefused) as error:
         sys.exit(str(error))
-    try:
-        # Longer bodies than the application reads, so that it can say what is wrong with them.
-        server.serve(app, listen, threads, max_body=2 * MAX_BODY, on_stop=app.storage.stop_draw)
-    except OSError as error:
-        app.close()
-        sys.exit(f"RAFFLE_LISTEN: {listen}: {error.strerror}")
-    # Not all that was committed is in the database alone.
+    # Exit with 1 if commits remain in the -wal file.
     sys.exit(not app.close())
 
 

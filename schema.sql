@@ -1,4 +1,4 @@
--- The data model. It may be run any number of times.
+-- The data model. It may be run again on a database of this version.
 -- STRICT tables (SQLite 3.37) hold the types that are written here and nothing else.
 
 BEGIN IMMEDIATE;

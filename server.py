@@ -39,7 +39,7 @@ class Request(HTTPRequestParser):
     def parse_header(self, header_plus):
         """Parse the head of the request. Raises ParsingError, which is answered with 400.
 
-        waitress answers nothing and logs an error for half an IPv6 address as the
+        waitress answers nothing and logs an error for an incomplete IPv6
         host and for a Content-Length of thousands of digits. It accepts
         Content-Length beside Transfer-Encoding, which is how a request is smuggled
         past a proxy (RFC 9112, 6.1), with any X-Forwarded-For.
@@ -65,7 +65,7 @@ class Channel(HTTPChannel):
     """A connection without pipelining: the first request is answered, and the connection closed.
 
     waitress answers them all, so that a client that sends many and reads nothing
-    fills the buffers and holds a thread. HTTP allows to close (RFC 9112, 9.3.2).
+    fills the buffers and holds a thread. HTTP allows closing the connection (RFC 9112, 9.3.2).
     """
 
     parser_class = Request
@@ -80,19 +80,26 @@ class Channel(HTTPChannel):
         super().service()
 
 
-def serve(app, listen, threads, max_body, on_stop):
-    """Serve a WSGI application until SIGTERM or SIGINT, and say where.
+def bind(listen):
+    """Return a socket that listens at `listen`, such as 127.0.0.1:8080 or [::1]:8080. Raises OSError."""
+    host, _, port = listen.rpartition(":")
+    family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
+    return socket.create_server((host.strip("[]"), int(port)), family=family, backlog=1024)
 
-    listen: address and port, as waitress reads it. threads: requests handled at
-    once. max_body: bytes of the longest body that reaches the application.
-    on_stop: called when the signal has come. Raises OSError if it cannot listen.
+
+def serve(app, listener, threads, max_body, on_stop):
+    """Serve a WSGI application until SIGTERM or SIGINT, and print its address.
+
+    listener: socket of bind(). threads: requests handled at once. max_body: bytes
+    of the longest body that reaches the application. on_stop: called when the
+    signal arrives.
     """
     # A thread that has hashed a code or written a row waits this long, in seconds, for one that computes
     # to let go of the interpreter. With the default of 0.005 the writing thread would starve under load.
     sys.setswitchinterval(0.001)
     server = waitress.create_server(
         app,
-        listen=listen,
+        sockets=[listener],
         threads=threads,
         # Each costs memory and polling time, and up to three files: a long request and a long response have
         # one each. The rest is the database's.
@@ -109,7 +116,7 @@ def serve(app, listen, threads, max_body, on_stop):
         max_request_body_size=max_body,
         # The application reads them itself.
         clear_untrusted_proxy_headers=False,
-        # Nobody needs to know what serves.
+        # Send no Server header.
         ident=None,
     )
     server.channel_class = Channel
@@ -151,7 +158,7 @@ def _run(server, on_stop):
     on_stop()
     for _ in range(server.adj.backlog):  # as many as may wait to be accepted
         server.handle_accept()
-    # The socket alone: the server's own close() would take the threads' way to wake the loop with it.
+    # Only the listening socket: server.close() would also close the trigger that threads wake the loop with.
     wasyncore.dispatcher.close(server)
     deadline = time.monotonic() + STOP_TIMEOUT
     while server.active_channels and time.monotonic() < deadline:

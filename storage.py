@@ -21,7 +21,7 @@ MAX_TICKETS = draw.MAX_TICKETS
 MAX_RANDOMNESS = draw.MAX_RANDOMNESS  # characters
 MAX_RAFFLES_PER_PAGE = 1_000
 MAX_WINS_PER_PAGE = 10_000
-WINS_PER_COMMIT = 5_000  # 25 ms, for which others wait
+WINS_PER_COMMIT = 5_000  # about 25 ms, during which others wait
 
 # Crockford's base32 (https://www.crockford.com/base32.html): no I, L, O or U.
 ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
@@ -132,20 +132,26 @@ class Storage:
 
     def get_raffle(self, raffle_id):
         """Return a raffle as a dict, its prizes in the manager's order. Raises RaffleNotFound."""
-        rows = self.database.read(
-            """
-            SELECT
-                raffle.id, raffle.name, total_tickets, available_tickets, winners_drawn, created_at, draw_commitment,
-                prize.name, prize.amount
-            FROM raffle
-            JOIN prize ON prize.raffle = raffle.sequence
-            WHERE raffle.id = ?
-            ORDER BY prize.position
-            """,
-            raffle_id,
+        sequence, *columns = _first(
+            self.database.read(
+                """
+                SELECT sequence, id, name, total_tickets, available_tickets, winners_drawn, created_at, draw_commitment
+                FROM raffle
+                WHERE id = ?
+                """,
+                raffle_id,
+            )
         )
-        *columns, _, _ = _first(rows)
-        return {**_raffle(*columns), "prizes": [{"name": name, "amount": amount} for *_, name, amount in rows]}
+        prizes = self.database.read(
+            """
+            SELECT name, amount
+            FROM prize
+            WHERE raffle = ?
+            ORDER BY position
+            """,
+            sequence,
+        )
+        return {**_raffle(*columns), "prizes": [{"name": name, "amount": amount} for name, amount in prizes]}
 
     def issue_ticket(self, raffle_id, participant, key=None):
         """Issue a ticket: a number, uniform among those left, and its verification code.
@@ -161,7 +167,7 @@ class Storage:
         """
         try:
             self._require_tickets(raffle_id)
-            # One call of the system instead of two: under load each costs a wait for the interpreter lock.
+            # One system call instead of two: under load each costs a wait for the interpreter lock.
             randomness = secrets.token_bytes(CODE_BYTES + SALT_BYTES)
             secret, salt = randomness[:CODE_BYTES], randomness[CODE_BYTES:]
             code = _code(_derive(key, salt) if key else secret)
@@ -230,7 +236,7 @@ class Storage:
                 raise DatabaseUnavailable
             return self.database.write(action, raffle_id, request).result()
 
-        # Of two draws of a raffle, the second finds it drawn before it has worked in vain.
+        # Of two draws of a raffle, the second finds it drawn before it computes anything.
         with self.database.long_job:
             raffle = self.get_raffle(raffle_id)
             if raffle["winners_drawn"]:
@@ -242,7 +248,7 @@ class Storage:
             secret, leftovers, data_version = write(_begin_draw)
             prizes = [(prize["name"], prize["amount"]) for prize in raffle["prizes"]]
             amount = sum(amount for _, amount in prizes)
-            # Not in the writing thread, which others wait for meanwhile.
+            # Computed outside the writing thread, so that nobody waits for it.
             numbers = array(
                 "Q", draw.winning_numbers(raffle_id, secret, public_randomness, raffle["total_tickets"], amount)
             )
@@ -345,7 +351,7 @@ class Storage:
         if not winners_drawn:
             raise WinnersNotDrawn
         code = verification_code.translate(CANONICAL)
-        # PBKDF2 takes a code and the same with NULs behind it for one.
+        # PBKDF2 hashes a code and the same code padded with NULs alike.
         if salt is None or len(code) != CODE_LENGTH:
             raise InvalidVerificationCode
         if not hmac.compare_digest(_hash_code(code, salt, iterations), code_hash):
@@ -510,6 +516,7 @@ def _delete_wins(db, raffle_id, requests):
 
 def _insert_wins(db, raffle_id, requests):
     [(first, wins)] = requests
+    # As JSON, in one statement (measured: under load, plain rows take half as long again).
     db.execute(
         """
         INSERT INTO win (raffle, position, ticket_number, prize)
@@ -524,7 +531,7 @@ def _insert_wins(db, raffle_id, requests):
 
 def _mark_drawn(db, raffle_id, requests):
     [(public_randomness, digest, data_version)] = requests
-    # Another server on this file, which there must not be, may have stored wins of a draw of its own.
+    # A second server on this file (unsupported) may have stored wins of its own draw.
     if db.execute("PRAGMA data_version").fetchone() != (data_version,):
         raise DatabaseUnavailable
     # A draw comes after the last ticket, even if the clock is put back.

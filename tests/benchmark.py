@@ -41,7 +41,7 @@ ticket = '{"raffle_id": "9b2f6a54-6d0c-4b7e-9a35-0c8a3c1f7d21", "ticket_number":
     '"verification_code": "7K3M-9QXD-04TZ-WHE8-5C1N-VRP6"}\\n'
 app.route("/<path:path>", ["GET", "POST"], lambda path: ticket)
 listen, threads = raffle.setting("RAFFLE_LISTEN"), raffle.setting("RAFFLE_THREADS")
-server.serve(app, listen, threads, max_body=2 * raffle.MAX_BODY, on_stop=lambda: None)
+server.serve(app, server.bind(listen), threads, max_body=2 * raffle.MAX_BODY, on_stop=lambda: None)
 """
 
 WRK = """

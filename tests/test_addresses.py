@@ -118,7 +118,7 @@ def test_a_proxy_that_names_no_address_is_told_to_the_operator(behind_proxy, cap
     for target in ("/raffles/", f"{path}winners/", f"{path}participate/"):
         caplog.clear()
         response = behind_proxy.request_from("10.7.7.7", "POST", target, status=400, X_Forwarded_For=forwarded)
-        assert_problem(response, "The address that the request comes from is not known")
+        assert_problem(response, "The client's address cannot be determined")
         told = forwarded.rpartition(",")[2].strip()
         assert [record.getMessage() for record in caplog.records] == [
             f"A request came from {told!r}, which is not an address"
@@ -143,7 +143,7 @@ def test_the_log_says_once_that_a_proxy_may_stand_in_front(client, caplog, heade
         client.request_from(address, "POST", f"{path}participate/", status=201, **{header: "10.1.0.9"})
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warnings) == 1
-    assert warnings[0].startswith("A request from 10.1.0.1 says who it was forwarded for, and is not trusted.")
+    assert warnings[0].startswith("Ignored the forwarding headers of 10.1.0.1.")
     assert "RAFFLE_TRUSTED_PROXY" in warnings[0]
 
 

@@ -78,7 +78,7 @@ def test_a_server_that_was_not_stopped_for_a_restore_issues_no_ticket_any_more(s
     assert server.request("GET", "/health")[0] == 503
     (line,) = server.log.read_text().splitlines()[1:]
     assert re.search(
-        "CRITICAL Nothing is written any more, until a restart: .*/raffle.db(-wal)? was changed, moved or deleted", line
+        "CRITICAL Writes are disabled until a restart: .*/raffle.db(-wal)? was changed, moved or deleted", line
     )
     server.stop(how)
     server = serve()

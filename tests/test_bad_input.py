@@ -135,7 +135,7 @@ def test_a_member_that_is_there_twice_is_named(client):
     response = client.request_from(
         MANAGER, "POST", "/raffles/", b'{"name": "Fair", "x": 1, "name": "Fair"}', status=400
     )
-    assert "'name' is there twice" in response.json["detail"]
+    assert "'name' occurs twice" in response.json["detail"]
 
 
 def test_an_integer_of_a_million_digits_is_an_integer_out_of_range(client):

@@ -392,7 +392,7 @@ def test_nothing_is_acknowledged_once_another_program_has_changed_the_files(
             unavailable()
     db.close()
     [told, *_] = [record.getMessage() for record in caplog.records if record.levelname == "CRITICAL"]
-    assert told.startswith(f"Nothing is written any more, until a restart: {database}")
+    assert told.startswith(f"Writes are disabled until a restart: {database}")
 
 
 def test_what_another_program_has_put_in_place_is_left_as_it_is(open_database, database):
@@ -487,7 +487,7 @@ def test_nothing_is_acknowledged_any_more_once_a_commit_has_failed_to_reach_the_
     with pytest.raises(DatabaseUnavailable):
         db.require_health()
     assert values(db) == [1]
-    assert caplog.messages == [f"Nothing is written any more, until a restart: {database}: disk I/O error"]
+    assert caplog.messages == [f"Writes are disabled until a restart: {database}: disk I/O error"]
     db.close()
     assert values(open_database()) == [1]
 
@@ -583,7 +583,7 @@ def test_an_older_database_is_upgraded_after_a_copy_of_it_has_been_made(open_dat
     with closing(sqlite3.connect(old.with_name("raffle.db.version-2"))) as copy:
         assert copy.execute("SELECT number FROM item").fetchall() == [(5,)]
         assert copy.execute("PRAGMA user_version").fetchone() == (2,)
-    assert caplog.messages == [f"{old} is upgraded to version 3"]
+    assert caplog.messages == [f"Upgraded {old} from version 2 to 3"]
     assert values(open_database()) == [5]
 
 

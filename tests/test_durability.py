@@ -267,7 +267,7 @@ def test_no_ticket_is_answered_once_another_program_has_changed_the_files(serve,
     crowd.stop()
     assert set(late.statuses) == {503}
     assert server.request("GET", "/health")[0] == 503
-    assert server.log.read_text().count("Nothing is written any more, until a restart") == 1
+    assert server.log.read_text().count("Writes are disabled until a restart") == 1
     changed = database.read_bytes()
     if change == "rm raffle.db-wal":
         # The server has it still, and puts into the database what is in it.

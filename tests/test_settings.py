@@ -19,7 +19,7 @@ APPLICATION_ID = 0x5261666C
 
 def refusal(monkeypatch, **environment):
     """Start the program, which must refuse, and return the sentence it ends with."""
-    for name, value in environment.items():
+    for name, value in {"RAFFLE_LISTEN": "127.0.0.1:0", **environment}.items():
         monkeypatch.setenv(name, str(value))
     monkeypatch.setattr("sys.argv", ["raffle.py"])
     monkeypatch.setattr("waitress.create_server", lambda *_, **__: pytest.fail("the program starts"))
