@@ -95,6 +95,8 @@ def test_a_backup_writes_nothing_to_the_database(serve, tmp_path, database):
     assert [file.read_bytes() for file in files] == before
     names = sorted(file.name for file in tmp_path.iterdir())
     assert names == ["backup.db", "log", "raffle.db", "raffle.db-shm", "raffle.db-wal"]
+    # The copy is not in WAL mode (https://www.sqlite.org/fileformat.html, 1.3.3), so it is one file for whoever opens it.
+    assert (tmp_path / "backup.db").read_bytes()[18:20] == b"\x01\x01"
 
 
 @pytest.mark.parametrize("name", ["a #b?c%20d.db", "ü.db"])
@@ -102,6 +104,17 @@ def test_any_path_can_be_copied_from_and_to(tmp_path, name):
     fill(tmp_path / name, 3, [{"name": "Pen", "amount": 1}])
     assert back_up(tmp_path / name, tmp_path / f"copy of {name}").returncode == 0
     assert_kept(tmp_path / f"copy of {name}", [])
+
+
+def test_a_damaged_database_is_not_taken_for_a_backup(tmp_path, database):
+    fill(database, 2_000, [{"name": "Pen", "amount": 1}])
+    content = bytearray(database.read_bytes())
+    content[40_000:60_000] = bytes(20_000)
+    database.write_bytes(content)
+    done = back_up(database, tmp_path / "backup.db")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"{database} is damaged: ")
+    assert not (tmp_path / "backup.db").exists()
 
 
 def test_a_backup_does_not_overwrite_a_file(tmp_path, database):

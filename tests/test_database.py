@@ -65,8 +65,9 @@ class Occupied:
         self.db = db
 
     def __enter__(self):
-        self.db.write(lambda *_: [self.busy.set() or self.go_on.wait(30)], "occupy")
+        answer = self.db.write(lambda *_: [self.busy.set() or self.go_on.wait(30)], "occupy")
         assert self.busy.wait(30)
+        return answer
 
     def __exit__(self, *_):
         self.go_on.set()
@@ -147,7 +148,15 @@ def end_the_interpreter(connection, key, requests):
     raise SystemExit
 
 
-@pytest.mark.parametrize("failing", [undo_everything, owe_a_reference, end_the_interpreter])
+def answer_too_few(connection, key, requests):
+    return []
+
+
+def meet_damage(connection, key, requests):
+    raise sqlite3.DatabaseError("database disk image is malformed")
+
+
+@pytest.mark.parametrize("failing", [undo_everything, owe_a_reference, end_the_interpreter, meet_damage])
 def test_nobody_is_told_success_if_the_transaction_is_not_committed_and_the_next_one_works(db, failing):
     with Occupied(db):
         answers = [db.write(add, "a", 1), db.write(failing, "b"), db.write(add, "c", 3)]
@@ -156,17 +165,22 @@ def test_nobody_is_told_success_if_the_transaction_is_not_committed_and_the_next
     assert db.write(add, "a", 1).result(30) == 1
 
 
+def test_an_action_that_gives_too_few_outcomes_fails_for_those_who_wait_for_it(db):
+    with Occupied(db):
+        answers = [db.write(add, "a", 1), db.write(answer_too_few, "b"), db.write(add, "c", 3)]
+    assert [type(outcome) for outcome in outcomes_of(answers)] == [int, ValueError, int]
+
+
 def test_whatever_ends_the_writing_thread_fails_all_who_wait_now_and_later(db, monkeypatch):
     def break_down(failure):
         raise MemoryError
 
-    with Occupied(db):
+    with Occupied(db) as occupied:
         answers = [db.write(add, n, n) for n in range(3)]
         monkeypatch.setattr(db, "_note", break_down)
         monkeypatch.setattr(threading, "excepthook", lambda _: None)
-    for answer in answers:
-        with suppress(DatabaseUnavailable):
-            answer.result(30)
+    occupied.exception(30)
+    assert [type(outcome) for outcome in outcomes_of(answers)] == [DatabaseUnavailable] * 3
     wait_for(lambda: not any(thread.name == "raffle-writer" for thread in threading.enumerate()))
     for unavailable in (lambda: db.write(add, "a", 1), db.require_health, lambda: values(db)):
         with pytest.raises(DatabaseUnavailable):
@@ -280,7 +294,7 @@ def test_closing_waits_for_a_read_in_progress(db, database):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sqlite3, "connect", connect_with_wait)
         rows = []
-        reader = threading.Thread(target=lambda: rows.extend(db.read("SELECT wait(1)")))
+        reader = threading.Thread(target=lambda: rows.extend(db.read("SELECT wait(1) FROM sqlite_schema LIMIT 1")))
         reader.start()
         assert reading.wait(30)
     closer = threading.Thread(target=db.close)
@@ -473,15 +487,23 @@ def test_nothing_is_acknowledged_any_more_once_a_commit_has_failed_to_reach_the_
 
         def execute(self, sql, *arguments):
             if sql == "COMMIT" and self.fails:
+                Failing.fails = False
                 raise sqlite3.OperationalError("disk I/O error")
             return super().execute(sql, *arguments)
+
+    def fail_while_others_wait(connection, key, requests):
+        waiting.extend(db.write(add, "b", n) for n in range(3))
+        Failing.fails = True
+        return requests
 
     monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=Failing))
     db = open_database()
     db.write(add, "a", 1).result()
-    monkeypatch.setattr(Failing, "fails", True)
-    assert isinstance(db.write(add, "a", 2).exception(30), DatabaseUnavailable)
-    monkeypatch.setattr(Failing, "fails", False)
+    waiting = []
+    failed = db.write(fail_while_others_wait, "a")
+    assert isinstance(failed.exception(30), DatabaseUnavailable)
+    # They make up the next batch, whose commit would succeed.
+    assert [type(outcome) for outcome in outcomes_of(waiting)] == [DatabaseUnavailable] * 3
     with pytest.raises(DatabaseUnavailable):
         db.write(add, "a", 3)
     with pytest.raises(DatabaseUnavailable):

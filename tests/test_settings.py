@@ -263,6 +263,8 @@ def test_a_refused_start_prints_one_sentence_and_fails(tmp_path):
     assert started.returncode == 1
     assert started.stdout == ""
     assert started.stderr == f"RAFFLE_LISTEN: {listen}: Address already in use\n"
+    # The database is another server's, perhaps.
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_help_lists_every_setting_and_the_version():

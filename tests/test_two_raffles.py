@@ -2,6 +2,8 @@
 
 from helpers import assert_problem
 
+from draw import check_draw
+
 TICKETS = 6
 PRIZES = {
     "Spring fair": [{"name": "Bicycle", "amount": 1}, {"name": "Book", "amount": 2}],
@@ -41,6 +43,7 @@ def test_two_raffles_in_one_database_are_kept_apart(client):
         assert client.pages(f"{path}winners/?limit=1") == [[win] for win in wins[name]]
         receipts[name] = client.get(f"{path}draw/").json
         assert receipts[name]["raffle_id"] == created[name]["id"]
+        assert all(holds for _, holds in check_draw(receipts[name], wins[name]))
         assert receipts[name]["public_randomness"] == name
         for member in ("total_tickets", "prizes", "draw_commitment"):
             assert receipts[name][member] == created[name][member]
