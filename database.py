@@ -61,6 +61,8 @@ class Database:
             raise SQLiteTooOld(f"SQLite 3.37 or newer is needed, and this Python has {sqlite3.sqlite_version}")
         self.path = Path(os.path.realpath(path))
         self._wal = self.path.with_name(f"{self.path.name}-wal")
+        if self.path != Path(path).absolute():
+            log.info("%s leads to %s", path, self.path)
         try:
             self._writer = self._open(schema, upgrades)
         except OSError as error:

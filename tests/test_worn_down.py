@@ -53,14 +53,14 @@ def test_clients_that_never_read_hold_neither_threads_nor_memory_nor_the_wal(ser
     for client in stall(server, resting=0, dribbling=0, unreading=10).unreading:
         assert client.recv(8) == b"HTTP/1.1"
     before = resident()
-    for client in stall(server, resting=0, dribbling=0, unreading=100).unreading:
+    for client in stall(server, resting=0, dribbling=0, unreading=60).unreading:
         # The first bytes of its answer have come, the rest is waiting.
         assert client.recv(8) == b"HTTP/1.1"
     crowd = Crowd()
     crowd.start(server, raffle)
     crowd.wait_for_tickets(100)
     crowd.stop()
-    assert resident() - before < 100 * 2**17  # a fifth of the answers
+    assert resident() - before < 60 * 2**17  # a fifth of the answers
     with closing(sqlite3.connect(database)) as connection:
         # No reader is in the way of a checkpoint, so the WAL stays as short as it should be.
         busy, length, checkpointed = connection.execute("PRAGMA wal_checkpoint").fetchone()
