@@ -347,15 +347,6 @@ def link_next(path, cursor):
         response.set_header("Link", f'<{path}?{query}>; rel="next"')
 
 
-def send_json(value, content_type="application/json"):
-    """Set the headers that every response has, and return `value` as JSON text that ends a line, for terminals."""
-    response.content_type = content_type
-    response.set_header("X-Content-Type-Options", "nosniff")
-    # Nearly everything changes with the next ticket, and a ticket is for its holder only.
-    response.set_header("Cache-Control", "no-store")
-    return encode(value) + "\n"
-
-
 def answer_json(callback):
     """Bottle plugin: send what a route returns as JSON, what storage refuses as the table of errors says, and log."""
 
@@ -386,6 +377,15 @@ def problem(error):
         response.set_header("Retry-After", "5")
     body = {"type": "about:blank", "title": title, "status": int(status), "detail": error.body}
     return send_json(body, "application/problem+json")
+
+
+def send_json(value, content_type="application/json"):
+    """Set the headers that every response has, and return `value` as JSON text that ends a line, for terminals."""
+    response.content_type = content_type
+    response.set_header("X-Content-Type-Options", "nosniff")
+    # Nearly everything changes with the next ticket, and a ticket is for its holder only.
+    response.set_header("Cache-Control", "no-store")
+    return encode(value) + "\n"
 
 
 # Routes
@@ -539,6 +539,35 @@ def prepare():
 # The command line
 
 
+def main():
+    """Serve the application, as the environment says, or copy its database."""
+    copy = parse_arguments()
+    handler = logging.StreamHandler()
+    handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.INFO)
+    try:
+        require_known_settings()
+        if copy is not None:
+            database = setting("RAFFLE_DATABASE")
+            storage.backup(database, copy)
+            print(f"{database} was copied to {copy}")
+            return
+        listen, threads = setting("RAFFLE_LISTEN"), setting("RAFFLE_THREADS")
+        # Before the database is opened: a second server, started by mistake, must not touch it.
+        try:
+            listener = server.bind(listen)
+        except OSError as error:
+            raise SettingError(f"RAFFLE_LISTEN: {listen}: {os.strerror(error.errno)}") from error
+        with listener:
+            app = create_app()
+            # Longer bodies than the application reads, so that it can say what is wrong with them.
+            server.serve(app, listener, threads, max_body=2 * MAX_BODY, on_stop=app.storage.stop_draw)
+    except (SettingError, storage.SQLiteTooOld, storage.DatabaseRefused) as error:
+        sys.exit(str(error))
+    # Exit with 1 if commits remain in the -wal file.
+    sys.exit(not app.close())
+
+
 class LineFormatter(logging.Formatter):
     """Formats a record as one line of printable text, so that no request can forge a line; indents tracebacks."""
 
@@ -572,35 +601,6 @@ def parse_arguments():
     )
     command.add_argument("copy", help="path of the new file")
     return getattr(parser.parse_args(), "copy", None)
-
-
-def main():
-    """Serve the application, as the environment says, or copy its database."""
-    copy = parse_arguments()
-    handler = logging.StreamHandler()
-    handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(message)s"))
-    logging.basicConfig(handlers=[handler], level=logging.INFO)
-    try:
-        require_known_settings()
-        if copy is not None:
-            database = setting("RAFFLE_DATABASE")
-            storage.backup(database, copy)
-            print(f"{database} was copied to {copy}")
-            return
-        listen, threads = setting("RAFFLE_LISTEN"), setting("RAFFLE_THREADS")
-        # Before the database is opened: a second server, started by mistake, must not touch it.
-        try:
-            listener = server.bind(listen)
-        except OSError as error:
-            raise SettingError(f"RAFFLE_LISTEN: {listen}: {os.strerror(error.errno)}") from error
-        with listener:
-            app = create_app()
-            # Longer bodies than the application reads, so that it can say what is wrong with them.
-            server.serve(app, listener, threads, max_body=2 * MAX_BODY, on_stop=app.storage.stop_draw)
-    except (SettingError, storage.SQLiteTooOld, storage.DatabaseRefused) as error:
-        sys.exit(str(error))
-    # Exit with 1 if commits remain in the -wal file.
-    sys.exit(not app.close())
 
 
 if __name__ == "__main__":
