@@ -87,7 +87,8 @@ class Database:
     def read(self, sql, *values):
         """Return the rows of a statement as a list of tuples. Raises DatabaseUnavailable."""
         with self._changed:
-            if self._closing:
+            # The files of a lost database may be two databases' by now.
+            if self._closing or self._lost:
                 raise DatabaseUnavailable
             self._reading += 1
             reader = self._readers.pop() if self._readers else None
@@ -344,14 +345,15 @@ def backup(path, copy):
     copy = Path(copy)
     if copy.exists():
         raise DatabaseRefused(f"{copy} exists already")
+    # Opening it would have SQLite delete a -wal file beside it, with all it holds.
+    if (_state(Path(path)) or [1] * 3)[2] == 0:
+        raise DatabaseRefused(f"{path} is empty")
     try:
         # Under another name until it is whole.
         handle, name = tempfile.mkstemp(prefix=f"{copy.name}.", dir=copy.parent)
         os.close(handle)
         try:
             with closing(_connect(path, "ro")) as source, closing(sqlite3.connect(name)) as target:
-                if not source.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
-                    raise DatabaseRefused(f"{path} is empty")
                 source.backup(target)
                 # One file, without a -wal beside it.
                 target.execute("PRAGMA journal_mode = DELETE")

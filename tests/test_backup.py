@@ -106,6 +106,15 @@ def test_any_path_can_be_copied_from_and_to(tmp_path, name):
     assert_kept(tmp_path / f"copy of {name}", [])
 
 
+def test_the_commits_beside_an_emptied_database_are_not_deleted(tmp_path, database):
+    database.touch()
+    wal = tmp_path / "raffle.db-wal"
+    wal.write_bytes(b"commits" * 1000)
+    done = back_up(database, tmp_path / "backup.db")
+    assert (done.returncode, done.stderr) == (1, f"{database} is empty\n")
+    assert wal.read_bytes() == b"commits" * 1000
+
+
 def test_a_damaged_database_is_not_taken_for_a_backup(tmp_path, database):
     fill(database, 2_000, [{"name": "Pen", "amount": 1}])
     content = bytearray(database.read_bytes())
@@ -132,7 +141,7 @@ def test_a_backup_does_not_overwrite_a_file(tmp_path, database):
         (None, "backup.db", "{database} cannot be copied to {copy}: unable to open database file"),
         ("", "backup.db", "{database} is empty"),
         ("no database" * 1000, "backup.db", "{database} cannot be copied to {copy}: file is not a database"),
-        ("", "missing/backup.db", "{copy} cannot be written: No such file or directory"),
+        (None, "missing/backup.db", "{copy} cannot be written: No such file or directory"),
     ],
 )
 def test_a_backup_that_fails_says_why_and_leaves_nothing_behind(tmp_path, database, content, copy, says):
