@@ -17,6 +17,7 @@ import time
 from concurrent.futures import Future
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 OLDEST_SQLITE = (3, 37)  # STRICT tables
 BUSY_TIMEOUT = 2  # seconds to wait for another program's lock on the file
@@ -26,27 +27,19 @@ CLOSE_TIMEOUT = 5  # seconds to wait for reads in progress
 log = logging.getLogger("raffle")
 
 
-class SQLiteTooOld(Exception):
-    """The SQLite of this Python cannot serve; the message is one sentence on why."""
-
-
 class DatabaseRefused(Exception):
-    """The file cannot serve, or cannot be copied; the message is one sentence on why."""
+    """The file cannot be served or copied; the message is one sentence on why."""
 
 
 class DatabaseUnavailable(Exception):
     """The file cannot be read or written now, or the database has been closed."""
 
 
-class DatabaseLost(Exception):
-    """What is written from now on could be lost; the message is one sentence on why."""
-
-
 class Database:
     """One SQLite file. Its methods may be called from any thread.
 
-    long_job: a lock for work that takes several writes, such as a draw, so that
-    there is one such work at a time.
+    long_job: a lock for work that takes several writes, such as a draw, to be
+    done one at a time.
     """
 
     def __init__(self, path, schema, upgrades):
@@ -55,12 +48,12 @@ class Database:
         schema: SQL that creates the tables and sets application_id and
         user_version. upgrades: {version: function of a connection that changes
         this version into the next}; an older file is copied before it is
-        upgraded. Raises SQLiteTooOld, DatabaseRefused.
+        upgraded. Raises DatabaseRefused.
         """
         if sqlite3.sqlite_version_info < OLDEST_SQLITE:
-            raise SQLiteTooOld(f"SQLite 3.37 or newer is needed, and this Python has {sqlite3.sqlite_version}")
+            raise DatabaseRefused(f"SQLite 3.37 or newer is needed, and this Python has {sqlite3.sqlite_version}")
         self.path = Path(os.path.realpath(path))
-        self._wal = self.path.with_name(f"{self.path.name}-wal")
+        self._wal_path = Path(f"{self.path}-wal")
         if self.path != Path(path).absolute():
             log.info("%s leads to %s", path, self.path)
         try:
@@ -72,13 +65,13 @@ class Database:
             full = shutil.disk_usage(self.path.parent).free < 2**16
             raise DatabaseRefused(f"{self.path} cannot be opened: {'the disk is full' if full else error}") from error
         self.long_job = threading.Lock()
-        self._changed = threading.Condition()
+        self._condition = threading.Condition()
         self._waiting = {}
         self._reading = 0
         self._readers = []
         self._closing = False
         self._failures = set()
-        self._lost = False
+        self._lost = None
         self._is_complete = False
         self._committed = self._checkpointed = time.monotonic()
         self._thread = threading.Thread(target=self._write_batches, name="raffle-writer", daemon=True)
@@ -86,7 +79,7 @@ class Database:
 
     def read(self, sql, *values):
         """Return the rows of a statement as a list of tuples. Raises DatabaseUnavailable."""
-        with self._changed:
+        with self._condition:
             # The files of a lost database may be two databases' by now.
             if self._closing or self._lost:
                 raise DatabaseUnavailable
@@ -100,29 +93,29 @@ class Database:
             log.error("The database cannot be read: %s", error)
             raise DatabaseUnavailable from error
         finally:
-            with self._changed:
+            with self._condition:
                 if reader:
                     self._readers.append(reader)
                 self._reading -= 1
                 if self._closing:
-                    self._changed.notify()
+                    self._condition.notify()
 
     def write(self, action, key, request=None):
-        """Have the writing thread run an action; return a Future of its outcome that resolves after the commit.
+        """Have the writing thread run an action; return a Future that has its outcome after the commit.
 
-        action: function of the connection, the key and a list of all requests
+        action: function of the connection, the key, and the list of all requests
         that wait for the same action and key. It returns a list with the outcome
         of each, an exception for a refusal, or raises one for all of them. The
-        Future raises DatabaseUnavailable if the transaction could not be
-        committed. Raises DatabaseUnavailable.
+        Future raises DatabaseUnavailable if the commit fails. Raises
+        DatabaseUnavailable.
         """
-        answer = Future()
-        with self._changed:
+        future = Future()
+        with self._condition:
             if self._closing or self._lost:
                 raise DatabaseUnavailable
-            self._waiting.setdefault((action, key), []).append((request, answer))
-            self._changed.notify()
-        return answer
+            self._waiting.setdefault((action, key), []).append((request, future))
+            self._condition.notify()
+        return future
 
     def require_health(self):
         """Raise DatabaseUnavailable unless every table can be read, and something written."""
@@ -137,9 +130,9 @@ class Database:
         Return whether all that was committed is in the file itself, with nothing
         left in a -wal file beside it.
         """
-        with self._changed:
+        with self._condition:
             self._closing = True
-            self._changed.notify()
+            self._condition.notify()
         # An application that nobody refers to any more may be collected, and closed, in any thread.
         if threading.current_thread() is not self._thread:
             self._thread.join()
@@ -150,9 +143,9 @@ class Database:
         if self.path.exists() and not self.path.is_file():
             raise DatabaseRefused(f"{self.path} is not a regular file")
         # SQLite would delete the -wal file of a database that is missing, with all it holds.
-        if not (_state(self.path) or [0] * 3)[2] and (_state(self._wal) or [0] * 3)[2]:
+        if _state(self.path).size == 0 and _state(self._wal_path).size > 0:
             raise DatabaseRefused(
-                f"{self._wal} holds commits, but {self.path} is missing or empty: put it back, or move both away"
+                f"{self._wal_path} holds commits, but {self.path} is missing or empty: put it back, or move both away"
             )
         with closing(sqlite3.connect(":memory:")) as model:
             model.executescript(schema)
@@ -175,7 +168,7 @@ class Database:
                 raise DatabaseRefused(f"{self.path} was made by a version of this program that is too old")
             if version < newest:
                 copy = self.path.with_name(f"{self.path.name}.version-{version}")
-                if not copy.exists():
+                if not copy.is_file():
                     backup(self.path, copy)
         with ExitStack() as on_failure:
             writer = on_failure.enter_context(closing(_connect(self.path, "rw")))
@@ -197,16 +190,18 @@ class Database:
                     writer.execute(f"PRAGMA user_version = {step + 1}")
                 writer.execute("COMMIT")
                 if version < newest:
-                    log.info("Upgraded %s from version %d to %d", self.path, version, newest)
-            self._file, self._wal_file = _state(self.path), _state(self._wal)
+                    log.info(
+                        "Upgraded %s from version %d to %d; %s holds the old one", self.path, version, newest, copy
+                    )
+            self._file_state, self._wal_state = _state(self.path), _state(self._wal_path)
             on_failure.pop_all()
             return writer
 
     def _write_batches(self):
         try:
             while True:
-                with self._changed:
-                    self._changed.wait_for(lambda: self._waiting or self._closing)
+                with self._condition:
+                    self._condition.wait_for(lambda: self._waiting or self._closing)
                     batch, self._waiting = self._waiting, {}
                 if not batch:
                     break
@@ -218,28 +213,24 @@ class Database:
             self._end()
 
     def _write_batch(self, batch):
-        answers = [answer for group in batch.values() for _, answer in group]
+        futures = [future for group in batch.values() for _, future in group]
         failure = None
         try:
             outcomes = self._commit(batch)
         except BaseException as error:  # whatever it is, nobody may wait for ever
             failure = error
-            self._lost = self._lost or isinstance(error, DatabaseLost)
-            outcomes = [DatabaseUnavailable() for _ in answers]
-        for answer, outcome in zip(answers, outcomes):
+            outcomes = [DatabaseUnavailable() for _ in futures]
+        for future, outcome in zip(futures, outcomes):
             if isinstance(outcome, Exception):
-                answer.set_exception(outcome)
+                future.set_exception(outcome)
             else:
-                answer.set_result(outcome)
-        with suppress(sqlite3.Error):
-            if failure and self._writer.in_transaction:
-                self._writer.execute("ROLLBACK")
-            self._note(failure)
+                future.set_result(outcome)
+        self._note(failure)
 
     def _commit(self, batch):
-        """Run a batch of {(action, key): [(request, answer)]} in one transaction; return all outcomes in its order."""
+        """Run a batch of {(action, key): [(request, future)]} in one transaction; return all outcomes in its order."""
         if self._lost:
-            raise DatabaseUnavailable
+            raise self._lost
         db = self._writer
         outcomes = []
         db.execute("BEGIN IMMEDIATE")
@@ -266,75 +257,77 @@ class Database:
             # After a sync that failed, the next one may succeed without what was lost:
             # see https://wiki.postgresql.org/wiki/Fsync_Errors.
             if str(error) == "disk I/O error":
-                raise DatabaseLost(f"{self.path}: {error}") from error
+                self._lose(f"{self.path}: {error}")
             raise
         self._require_own_files()
         self._committed = time.monotonic()
         return outcomes
 
     def _require_own_files(self):
-        """Raise DatabaseLost unless the files are what this process has made of them."""
-        if _state(self.path) != self._file:
-            raise DatabaseLost(f"{self.path} was changed, moved or deleted by another program")
-        wal = _state(self._wal)
-        if not wal or wal[:2] != self._wal_file[:2] or wal[2] < self._wal_file[2]:
-            raise DatabaseLost(f"{self._wal} was changed, moved or deleted by another program")
-        self._wal_file = wal
+        """Raise DatabaseUnavailable, until a restart, unless the files are what this process has made of them."""
+        if _state(self.path) != self._file_state:
+            self._lose(f"{self.path} was changed, moved or deleted by another program")
+        wal = _state(self._wal_path)
+        if wal[:2] != self._wal_state[:2] or wal.size < self._wal_state.size:
+            self._lose(f"{self._wal_path} was changed, moved or deleted by another program")
+        self._wal_state = wal
+
+    def _lose(self, cause):
+        """Raise DatabaseUnavailable from now on: what is written until a restart could be lost."""
+        self._lost = DatabaseUnavailable(cause)
+        raise self._lost
 
     def _checkpoint(self):
         self._checkpointed = time.monotonic()
         try:
             self._require_own_files()
-        except DatabaseLost:
-            return  # the next commit says so
-        try:
             self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)")
-        except sqlite3.Error as error:
-            self._log_failure(error)
-        # Keep device and inode: another file that was moved here meanwhile must be noticed.
-        self._file = (*self._file[:2], *(_state(self.path) or ())[2:])
+        except (sqlite3.Error, DatabaseUnavailable) as error:
+            self._note(error)
+        if not self._lost:
+            # Keep device and inode: another file that was moved here meanwhile must be noticed.
+            self._file_state = _State(*self._file_state[:2], *_state(self.path)[2:])
 
     def _note(self, failure):
-        if isinstance(failure, DatabaseLost):
-            log.critical("Writes are disabled until a restart: %s", failure)
-        elif failure and not self._lost:
-            self._log_failure(failure)
+        """Log each cause of failure once, until a write succeeds; a programming error with its traceback."""
+        with suppress(sqlite3.Error):
+            if failure and self._writer.in_transaction:
+                self._writer.execute("ROLLBACK")
+        if failure and repr(failure) not in self._failures:
+            self._failures.add(repr(failure))
+            expected = isinstance(failure, (sqlite3.Error, DatabaseUnavailable))
+            until = " until a restart" if self._lost else ""
+            log.error("Writes fail%s: %s", until, failure, exc_info=None if expected else failure)
             # Only the first write waits for another program's lock: the others would occupy every thread.
             self._writer.execute("PRAGMA busy_timeout = 0")
         elif self._failures and not failure:
             log.info("Writes succeed again")
             self._failures.clear()
-            self._writer.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT * 1000:.0f}")
-
-    def _log_failure(self, failure):
-        """Log each cause once, until a write succeeds; a programming error with its traceback."""
-        if repr(failure) not in self._failures:
-            self._failures.add(repr(failure))
-            log.error("Writes fail: %s", failure, exc_info=not isinstance(failure, sqlite3.Error) and failure)
+            self._writer.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT * 1000}")
 
     def _end(self):
-        with self._changed:
+        with self._condition:
             self._closing = True
             batch, self._waiting = self._waiting, {}
-            self._changed.wait_for(lambda: not self._reading, CLOSE_TIMEOUT)
+            self._condition.wait_for(lambda: not self._reading, CLOSE_TIMEOUT)
         for group in batch.values():
-            for _, answer in group:
-                answer.set_exception(DatabaseUnavailable())
+            for _, future in group:
+                future.set_exception(DatabaseUnavailable())
         # The last connection to close leaves one file: so not a reader.
         while self._readers:
             self._readers.pop().close()
-        if _state(self.path) == self._file:
+        if _state(self.path) == self._file_state:
             # Closing would leave the -wal file as it is while another program reads, a backup for instance.
             with suppress(sqlite3.Error):
                 _, frames, checkpointed = self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
                 self._is_complete = frames == checkpointed
             if not self._is_complete:
-                log.error("%s holds commits that %s needs: keep both files together", self._wal, self.path.name)
+                log.error("%s holds commits that %s needs: keep both files together", self._wal_path, self.path.name)
             self._writer.close()
         else:
             # SQLite would write its -wal file over what another program has put there: so keep it from closing.
-            log.critical("%s was changed, moved or deleted by another program, and is left as it is", self.path)
-            threading.Thread(target=_hold, args=[self._writer], daemon=True).start()
+            log.error("%s was changed, moved or deleted by another program, and is left as it is", self.path)
+            threading.Thread(target=lambda _: threading.Event().wait(), args=[self._writer], daemon=True).start()
 
 
 def backup(path, copy):
@@ -345,9 +338,9 @@ def backup(path, copy):
     copy = Path(copy)
     if copy.exists():
         raise DatabaseRefused(f"{copy} exists already")
-    # Opening it would have SQLite delete a -wal file beside it, with all it holds.
-    if (_state(Path(path)) or [1] * 3)[2] == 0:
-        raise DatabaseRefused(f"{path} is empty")
+    # Opening an empty file would have SQLite delete the -wal file beside it, with all it holds.
+    if not _state(path).size:
+        raise DatabaseRefused(f"{path} is missing or empty")
     try:
         # Under another name until it is whole.
         handle, name = tempfile.mkstemp(prefix=f"{copy.name}.", dir=copy.parent)
@@ -394,20 +387,23 @@ def _identify(connection):
     return tuple(connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version"))
 
 
+class _State(NamedTuple):
+    device: int
+    inode: int
+    size: int  # bytes
+    changed: int  # nanoseconds
+
+
 def _state(path):
-    """Return device, inode, size in bytes and time of the last change of a file, or None if there is none."""
+    """Return the _State of a file, all zeros if there is none."""
     try:
-        status = path.stat()
+        status = os.stat(path)  # noqa: PTH116
     except OSError:
-        return None
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+        return _State(0, 0, 0, 0)
+    return _State(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 def _rewrite_version(db, key, requests):
     [(version,)] = db.execute("PRAGMA user_version").fetchall()
     db.execute(f"PRAGMA user_version = {version}")
     return [None] * len(requests)
-
-
-def _hold(connection):
-    threading.Event().wait()

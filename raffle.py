@@ -491,7 +491,7 @@ def create_app(database=None, manager_ips=None):
     database: path of the SQLite file. manager_ips: addresses and networks, a
     string as in MANAGER_IPS or a list of strings. `app.close()` ends its thread
     and its connections; so does the end of the process, or of the application.
-    Raises SettingError, storage.SQLiteTooOld.
+    Raises SettingError.
     """
     log.setLevel(logging.INFO)
     # Requests that wait for a thread are normal under load.
@@ -562,7 +562,7 @@ def main():
             app = create_app()
             # Longer bodies than the application reads, so that it can say what is wrong with them.
             server.serve(app, listener, threads, max_body=2 * MAX_BODY, on_stop=app.storage.stop_draw)
-    except (SettingError, storage.SQLiteTooOld, storage.DatabaseRefused) as error:
+    except (SettingError, storage.DatabaseRefused) as error:
         sys.exit(str(error))
     # Exit with 1 if commits remain in the -wal file.
     sys.exit(not app.close())

@@ -15,7 +15,7 @@ from array import array
 from datetime import datetime, timezone
 
 import draw
-from database import Database, DatabaseRefused, DatabaseUnavailable, SQLiteTooOld, backup  # noqa: F401
+from database import Database, DatabaseRefused, DatabaseUnavailable, backup  # noqa: F401
 
 MAX_TICKETS = draw.MAX_TICKETS
 MAX_RANDOMNESS = draw.MAX_RANDOMNESS  # characters
@@ -81,7 +81,7 @@ class Storage:
     def __init__(self, path):
         """Open the database at `path`, create it, or upgrade it from an older version.
 
-        Raises database.SQLiteTooOld, database.DatabaseRefused.
+        Raises database.DatabaseRefused.
         """
         try:
             # Beside this module, or with it in a zip file.
@@ -104,11 +104,10 @@ class Storage:
         """
         raffle_id = str(uuid.uuid4())
         secret = secrets.token_bytes(32)
-        commitment = hashlib.sha256(secret).hexdigest()
-        columns = (name, total_tickets, _now(), commitment)
-        self.database.write(_insert_raffle, raffle_id, (*columns, secret, prizes)).result()
+        columns = (name, total_tickets, total_tickets, _now(), hashlib.sha256(secret).hexdigest())
+        self.database.write(_insert_raffle, raffle_id, (columns, secret, prizes)).result()
         prizes = [{"name": prize["name"], "amount": prize["amount"]} for prize in prizes]
-        return {**_raffle(raffle_id, name, total_tickets, total_tickets, False, *columns[2:]), "prizes": prizes}
+        return {**_raffle(raffle_id, *columns, winners_drawn=0), "prizes": prizes}
 
     def list_raffles(self, limit, cursor=None):
         """Return a page of raffles without their prizes, latest first, and the cursor of the next page or None.
@@ -119,7 +118,7 @@ class Storage:
         _require_page(limit, cursor, MAX_RAFFLES_PER_PAGE)
         rows = self.database.read(
             """
-            SELECT sequence, id, name, total_tickets, available_tickets, winners_drawn, created_at, draw_commitment
+            SELECT sequence, id, name, total_tickets, available_tickets, created_at, draw_commitment, winners_drawn
             FROM raffle
             WHERE sequence < ?
             ORDER BY sequence DESC
@@ -135,7 +134,7 @@ class Storage:
         sequence, *columns = _first(
             self.database.read(
                 """
-                SELECT sequence, id, name, total_tickets, available_tickets, winners_drawn, created_at, draw_commitment
+                SELECT sequence, id, name, total_tickets, available_tickets, created_at, draw_commitment, winners_drawn
                 FROM raffle
                 WHERE id = ?
                 """,
@@ -157,12 +156,10 @@ class Storage:
         """Issue a ticket: a number, uniform among those left, and its verification code.
 
         participant: the 4 or 16 bytes that stand for one participant. key: the
-        participant's Idempotency-Key or None. The code is returned here, and
-        again only to the same participant with the same key: then it is derived
-        from the key (HMAC-SHA256, RFC 2104, cut to 120 bits) and the ticket's
-        salt. Whoever steals the database can try keys, at PBKDF2's cost for each,
-        and so find the code of a key that can be guessed; a random UUID (122
-        bits) is as good as a random code.
+        participant's Idempotency-Key or None. With a key, the code is derived from
+        it and the ticket's salt (HMAC-SHA256, RFC 2104, cut to 120 bits), so that
+        the same participant with the same key gets the same ticket again. A key
+        should be as hard to guess as a random UUID: a thief of the database can try keys.
         Raises RaffleNotFound, TicketsNoLongerAvailable, AlreadyParticipated.
         """
         try:
@@ -245,7 +242,7 @@ class Storage:
                 raise TicketsStillAvailable
             if public_randomness is None:
                 public_randomness = secrets.token_hex(32)
-            secret, leftovers, data_version = write(_begin_draw)
+            secret, data_version = write(_begin_draw)
             prizes = [(prize["name"], prize["amount"]) for prize in raffle["prizes"]]
             amount = sum(amount for _, amount in prizes)
             # Computed outside the writing thread, so that nobody waits for it.
@@ -254,9 +251,9 @@ class Storage:
             )
             digest = draw.digest_of_wins(zip(numbers, draw.prize_of_each_win(prizes)))
             # In transactions of WINS_PER_COMMIT, between which everyone else has a turn. Nobody sees
-            # the wins before the last one, which marks the raffle as drawn.
-            for first in range(1, leftovers + 1, WINS_PER_COMMIT):
-                write(_delete_wins, first)
+            # the wins before the last one, which marks the raffle as drawn. What an interrupted draw left goes first.
+            while write(_delete_wins):
+                pass
             positions = draw.prize_of_each_win((position, amount) for position, (_, amount) in enumerate(prizes, 1))
             wins = zip(numbers, positions)
             for first in range(1, amount + 1, WINS_PER_COMMIT):
@@ -360,13 +357,13 @@ class Storage:
 
 
 def _insert_raffle(db, raffle_id, requests):
-    [(name, total_tickets, created_at, commitment, secret, prizes)] = requests
+    [(columns, secret, prizes)] = requests
     sequence = db.execute(
         """
         INSERT INTO raffle (id, name, total_tickets, available_tickets, created_at, draw_commitment, secret)
         VALUES (?, ?, ?, ?, ?, ?, ?)
         """,
-        (raffle_id, name, total_tickets, total_tickets, created_at, commitment, secret),
+        (raffle_id, *columns, secret),
     ).lastrowid
     db.executemany(
         """
@@ -484,34 +481,35 @@ def _random_words(block):
 
 
 def _begin_draw(db, raffle_id, requests):
-    """Return the secret, the last position left over from an interrupted draw, and the data_version of SQLite."""
-    (secret, leftovers) = db.execute(
+    """Return the secret of the raffle, and SQLite's data_version."""
+    (secret,) = db.execute(
         """
-        SELECT secret, (
-            SELECT coalesce(max(position), 0)
-            FROM win
-            WHERE win.raffle = raffle.sequence
-        )
+        SELECT secret
         FROM raffle
         WHERE id = ?
         """,
         (raffle_id,),
     ).fetchone()
     (data_version,) = db.execute("PRAGMA data_version").fetchone()
-    return [(secret, leftovers, data_version)]
+    return [(secret, data_version)]
 
 
 def _delete_wins(db, raffle_id, requests):
-    [first] = requests
-    db.execute(
+    """Delete up to WINS_PER_COMMIT wins of a raffle that has not been drawn; return how many."""
+    deleted = db.execute(
         """
         DELETE FROM win
-        WHERE raffle = (SELECT sequence FROM raffle WHERE id = ? AND winners_drawn = 0)
-            AND position BETWEEN ? AND ?
+        WHERE (raffle, position) IN (
+            SELECT win.raffle, win.position
+            FROM raffle
+            JOIN win ON win.raffle = raffle.sequence
+            WHERE raffle.id = ? AND raffle.winners_drawn = 0
+            LIMIT ?
+        )
         """,
-        (raffle_id, first, first + WINS_PER_COMMIT - 1),
+        (raffle_id, WINS_PER_COMMIT),
     )
-    return [None]
+    return [deleted.rowcount]
 
 
 def _insert_wins(db, raffle_id, requests):
@@ -570,7 +568,7 @@ def _now():
     return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _raffle(raffle_id, name, total_tickets, available_tickets, winners_drawn, created_at, draw_commitment):
+def _raffle(raffle_id, name, total_tickets, available_tickets, created_at, draw_commitment, winners_drawn):
     return {
         "id": raffle_id,
         "name": name,

@@ -407,8 +407,8 @@ def test_nothing_is_acknowledged_once_another_program_has_changed_the_files(
         with pytest.raises(DatabaseUnavailable):
             unavailable()
     db.close()
-    [told, *_] = [record.getMessage() for record in caplog.records if record.levelname == "CRITICAL"]
-    assert told.startswith(f"Writes are disabled until a restart: {database}")
+    [told, *_] = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert told.startswith(f"Writes fail until a restart: {database}")
 
 
 def test_what_another_program_has_put_in_place_is_left_as_it_is(open_database, database):
@@ -512,7 +512,7 @@ def test_nothing_is_acknowledged_any_more_once_a_commit_has_failed_to_reach_the_
         db.require_health()
     with pytest.raises(DatabaseUnavailable):
         values(db)
-    assert caplog.messages == [f"Writes are disabled until a restart: {database}: disk I/O error"]
+    assert caplog.messages == [f"Writes fail until a restart: {database}: disk I/O error"]
     db.close()
     assert values(open_database()) == [1]
 
@@ -608,7 +608,7 @@ def test_an_older_database_is_upgraded_after_a_copy_of_it_has_been_made(open_dat
     with closing(sqlite3.connect(old.with_name("raffle.db.version-2"))) as copy:
         assert copy.execute("SELECT number FROM item").fetchall() == [(5,)]
         assert copy.execute("PRAGMA user_version").fetchone() == (2,)
-    assert caplog.messages == [f"Upgraded {old} from version 2 to 3"]
+    assert caplog.messages == [f"Upgraded {old} from version 2 to 3; {old}.version-2 holds the old one"]
     assert values(open_database()) == [5]
 
 
