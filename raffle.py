@@ -14,7 +14,6 @@ import re
 import sys
 import weakref
 from collections import Counter
-from contextlib import suppress
 
 from bottle import Bottle, HTTPError, request, response
 
@@ -26,7 +25,6 @@ VERSION = "1.0"
 MAX_BODY = 2**20  # bytes
 MAX_TICKET_BODY = 4 * 2**10  # bytes
 MAX_NAME = 200  # characters
-FORWARDING_HEADERS = ("HTTP_X_FORWARDED_FOR", "HTTP_FORWARDED", "HTTP_X_REAL_IP", "HTTP_CLIENT_IP")
 
 # What storage refuses, and how a response says it.
 ERRORS = {
@@ -150,22 +148,20 @@ def client_address():
     for the client when the header is empty. Raises HTTPError 400.
     """
     environ, settings = request.environ, request.app.settings
-    proxy = settings["RAFFLE_TRUSTED_PROXY"]
+    proxy, forwarded = settings["RAFFLE_TRUSTED_PROXY"], environ.get("HTTP_X_FORWARDED_FOR")
     text = environ.get("REMOTE_ADDR", "")
     try:
         address = _address(text)
-        if address == proxy and "HTTP_X_FORWARDED_FOR" in environ:
-            entries = environ["HTTP_X_FORWARDED_FOR"].split(",")
-            text = entries[-settings["RAFFLE_TRUSTED_PROXY_COUNT"]].strip(" \t")
-            return _address(text)
+        if address == proxy and forwarded is not None:
+            text = forwarded
+            return _address(forwarded.split(",")[-settings["RAFFLE_TRUSTED_PROXY_COUNT"]].strip(" \t"))
     except (ValueError, IndexError):
-        log.warning("A request came from %.100r, which is not an address", text)
+        log.warning("No client address can be determined from %.100r", text)
         raise HTTPError(400, "The client's address cannot be determined") from None
     if address == proxy:
-        warn_once(
-            "A request from RAFFLE_TRUSTED_PROXY had no X-Forwarded-For. Configure the proxy to set it; "
-            "otherwise all its clients are one participant"
-        )
+        warn_once("RAFFLE_TRUSTED_PROXY sent no X-Forwarded-For: its clients without one are one participant")
+    elif forwarded is not None:
+        warn_once("X-Forwarded-For was ignored: if a proxy sent it, set RAFFLE_TRUSTED_PROXY to the proxy's address")
     return address
 
 
@@ -186,24 +182,11 @@ def participant():
     return (int(address) >> host_bits << host_bits).to_bytes(16, "big")
 
 
-def warn_of_proxy():
-    """Log once that a proxy seems to stand in front, if it is not the trusted one."""
-    if any(header in request.environ for header in FORWARDING_HEADERS):
-        with suppress(ValueError):
-            peer = _address(request.environ.get("REMOTE_ADDR", ""))
-            if peer != request.app.settings["RAFFLE_TRUSTED_PROXY"]:
-                warn_once(
-                    "Ignored the forwarding headers of %s. If it is your reverse proxy, set RAFFLE_TRUSTED_PROXY; "
-                    "until then, all its clients are one participant",
-                    peer,
-                )
-
-
-def warn_once(message, *values):
+def warn_once(message):
     """Log a warning, unless the application has logged it before."""
     if message not in request.app.warned:
         request.app.warned.add(message)
-        log.warning(message, *values)
+        log.warning(message)
 
 
 def refuse_cross_site():
@@ -282,21 +265,13 @@ def _require(valid, member, expected):
         raise HTTPError(400, f"{member} must be {expected}")
 
 
-def _is_text(value, longest):
+def require_text(value, member, longest):
+    """Raise HTTPError 400 if the value of `member` is not text of 1 to `longest` characters that can be stored."""
     # Half a surrogate pair is no character.
-    return isinstance(value, str) and 1 <= len(value) <= longest and not re.search("[\ud800-\udfff]", value)
-
-
-def require_name(value, member):
-    """Raise HTTPError 400 if the value of `member` is not a name that can be stored."""
-    valid = _is_text(value, MAX_NAME) and not value.isspace()
-    _require(valid, member, f"a string of 1 to {MAX_NAME} characters, not blank")
-
-
-def require_randomness(value, member):
-    """Raise HTTPError 400 if the value of `member` is not text that can be stored and looked up."""
-    valid = _is_text(value, storage.MAX_RANDOMNESS)
-    _require(valid, member, f"a string of 1 to {storage.MAX_RANDOMNESS} characters")
+    valid = (
+        isinstance(value, str) and len(value) <= longest and value.strip() and not re.search("[\ud800-\udfff]", value)
+    )
+    _require(valid, member, f"a string of 1 to {longest} characters, not blank")
 
 
 def require_integer(value, member):
@@ -310,7 +285,7 @@ def require_prizes(prizes, total_tickets):
     _require(isinstance(prizes, list) and prizes, "prizes", "a non-empty list of objects with name and amount")
     for index, prize in enumerate(prizes):
         _require(isinstance(prize, dict), f"prizes[{index}]", "an object with name and amount")
-        require_name(prize.get("name"), f"prizes[{index}].name")
+        require_text(prize.get("name"), f"prizes[{index}].name", MAX_NAME)
         amount = prize.get("amount")
         _require(type(amount) is int and amount >= 1, f"prizes[{index}].amount", "an integer of 1 or more")
     if sum(prize["amount"] for prize in prizes) > total_tickets:
@@ -416,7 +391,7 @@ def create_raffle():
     manager = require_manager()
     body = json_object()
     name, total_tickets, prizes = body.get("name"), body.get("total_tickets"), body.get("prizes")
-    require_name(name, "name")
+    require_text(name, "name", MAX_NAME)
     require_integer(total_tickets, "total_tickets")
     require_prizes(prizes, total_tickets)
     raffle = request.app.storage.create_raffle(name, total_tickets, prizes)
@@ -452,7 +427,7 @@ def draw_winners(raffle_id):
     if has_body():
         # A draw cannot be undone, so a body without public_randomness (a typo?) is refused.
         randomness = json_object().get("public_randomness")
-        require_randomness(randomness, "public_randomness")
+        require_text(randomness, "public_randomness", storage.MAX_RANDOMNESS)
     page, cursor = request.app.storage.draw_winners(raffle_id, randomness)
     log.info("Winners of raffle %s drawn by %s", raffle_id, manager)
     response.status = 201
@@ -502,6 +477,8 @@ def create_app(database=None, manager_ips=None):
     managers, proxy = app.settings["MANAGER_IPS"], app.settings["RAFFLE_TRUSTED_PROXY"]
     if app.settings["RAFFLE_TRUSTED_PROXY_COUNT"] > 1 and not proxy:
         raise SettingError("RAFFLE_TRUSTED_PROXY_COUNT: it has no effect without RAFFLE_TRUSTED_PROXY")
+    # Beside storage.py, or with it in a zip file; this module may be called __main__.
+    app.description = json.loads(pkgutil.get_data(storage.__name__, "openapi.json"))
     try:
         app.storage = storage.Storage(app.settings["RAFFLE_DATABASE"])
     except storage.DatabaseRefused as error:
@@ -513,8 +490,6 @@ def create_app(database=None, manager_ips=None):
     # In place of Bottle's own close(), which does nothing here.
     app.close = weakref.finalize(app, app.storage.database.close)
     app.warned = set()
-    # Beside storage.py, or with it in a zip file; this module may be called __main__.
-    app.description = json.loads(pkgutil.get_data(storage.__name__, "openapi.json"))
     app.default_error_handler = problem
     app.add_hook("before_request", prepare)
     app.merge(routes)
@@ -524,7 +499,6 @@ def create_app(database=None, manager_ips=None):
 def prepare():
     """Bottle hook: refuse what no route should see, and complete the path with its last slash."""
     environ = request.environ
-    warn_of_proxy()
     hosts = request.app.settings["RAFFLE_HOSTS"]
     if hosts and re.sub(r":[0-9]*$", "", environ.get("HTTP_HOST", "")).lower() not in hosts:
         raise HTTPError(421, "This host name is not served here")
@@ -591,15 +565,20 @@ def parse_arguments():
     )
     parser = argparse.ArgumentParser(
         prog="raffle",
+        usage="raffle [--help | --version | backup COPY]",
         description=f"Raffle {VERSION}: serve raffles over HTTP, or copy their database.",
         epilog=f"settings, read once at start from the environment:\n{settings}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"raffle {VERSION}")
-    command = parser.add_subparsers(metavar="").add_parser(
-        "backup", help="copy the database of RAFFLE_DATABASE to a new file, also while it is served"
+    commands = parser.add_subparsers(
+        title="commands (without one: serve)",
+        metavar="backup COPY",
+        help="copy the database of RAFFLE_DATABASE to a new file, also while it is served",
     )
-    command.add_argument("copy", help="path of the new file")
+    commands.add_parser("backup", usage="raffle backup COPY").add_argument(
+        "copy", metavar="COPY", help="path of the new file"
+    )
     return getattr(parser.parse_args(), "copy", None)
 
 

@@ -27,11 +27,7 @@ class Request(HTTPRequestParser):
         self.began = time.monotonic()
 
     def received(self, data):
-        """Take in some bytes, and return how many.
-
-        waitress sends 100 Continue also to a request that is refused or has no
-        body, and then waits for one.
-        """
+        """Take in some bytes; return how many. waitress waits for a body even if it is refused or there is none."""
         consumed = super().received(data)
         self.expect_continue = self.expect_continue and not self.completed
         return consumed
@@ -124,13 +120,12 @@ def serve(app, listener, threads, max_body, on_stop):
 
 
 def _raise_file_limit():
-    """Return how many files this process may open: 2,048, or as many as the system allows it to."""
+    """Let this process open 2,048 files, or as many as the system allows; return how many."""
     import resource  # not on Windows, where the application can be imported all the same
 
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     files = 2048 if hard == resource.RLIM_INFINITY else min(2048, hard)
-    if soft != resource.RLIM_INFINITY and soft < files:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
     return files
 
 

@@ -119,9 +119,8 @@ def test_a_proxy_that_names_no_address_is_told_to_the_operator(behind_proxy, cap
         caplog.clear()
         response = behind_proxy.request_from("10.7.7.7", "POST", target, status=400, X_Forwarded_For=forwarded)
         assert_problem(response, "The client's address cannot be determined")
-        told = forwarded.rpartition(",")[2].strip()
         assert [record.getMessage() for record in caplog.records] == [
-            f"A request came from {told!r}, which is not an address"
+            f"No client address can be determined from {forwarded!r}"
         ]
     assert behind_proxy.get(path).json["available_tickets"] == 3
 
@@ -135,15 +134,13 @@ def test_fewer_entries_than_there_are_proxies_name_nobody(database, monkeypatch)
         client.request_from("10.7.7.7", "POST", "/raffles/", b"{", status=400, X_Forwarded_For=f"{MANAGER}, 10.9.9.9")
 
 
-@pytest.mark.parametrize("header", ["X_Forwarded_For", "Forwarded", "X_Real_IP", "Client_IP"])
-def test_the_log_says_once_that_a_proxy_may_stand_in_front(client, caplog, header):
+def test_the_log_says_once_that_a_proxy_may_stand_in_front(client, caplog):
     path = client.new_raffle()
     for address in ("10.1.0.1", "10.1.0.2"):
-        client.request_from(address, "GET", path, status=200, **{header: "10.1.0.9"})
-        client.request_from(address, "POST", f"{path}participate/", status=201, **{header: "10.1.0.9"})
+        client.participate(path, address, X_Forwarded_For="10.1.0.9")
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warnings) == 1
-    assert warnings[0].startswith("Ignored the forwarding headers of 10.1.0.1.")
+    assert warnings[0].startswith("X-Forwarded-For was ignored")
     assert "RAFFLE_TRUSTED_PROXY" in warnings[0]
 
 
@@ -154,7 +151,7 @@ def test_the_log_says_once_that_the_proxy_sends_no_header(behind_proxy, caplog):
     behind_proxy.participate(path, "10.7.7.7")
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warnings) == 1
-    assert warnings[0].startswith("A request from RAFFLE_TRUSTED_PROXY had no X-Forwarded-For")
+    assert warnings[0].startswith("RAFFLE_TRUSTED_PROXY sent no X-Forwarded-For")
 
 
 @pytest.mark.parametrize(

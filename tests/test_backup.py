@@ -136,10 +136,10 @@ def test_a_backup_does_not_overwrite_a_file(tmp_path, database):
 @pytest.mark.parametrize(
     ("content", "copy", "says"),
     [
-        (None, "backup.db", "{database} cannot be copied to {copy}: unable to open database file"),
-        ("", "backup.db", "{database} is empty"),
+        (None, "backup.db", "{database} is missing or empty"),
+        ("", "backup.db", "{database} is missing or empty"),
         ("no database" * 1000, "backup.db", "{database} cannot be copied to {copy}: file is not a database"),
-        (None, "missing/backup.db", "{copy} cannot be written: No such file or directory"),
+        ("no database" * 1000, "missing/backup.db", "{copy} cannot be written: No such file or directory"),
     ],
 )
 def test_a_backup_that_fails_says_why_and_leaves_nothing_behind(tmp_path, database, content, copy, says):

@@ -170,7 +170,7 @@ def test_without_public_randomness_the_server_makes_some(client):
     assert all(re.fullmatch("[0-9a-f]{64}", randomness) for randomness in made)
 
 
-@pytest.mark.parametrize("randomness", ["x", " ", "x" * 1000, "🎲" * 1000, "a\0b\n"])
+@pytest.mark.parametrize("randomness", ["x", " x ", "x" * 1000, "🎲" * 1000, "a\0b\n"])
 def test_public_randomness_is_any_text_of_1_to_1000_characters(client, randomness):
     path = client.new_sold_out()
     wins = client.draw(path, body={"public_randomness": randomness}).json

@@ -145,4 +145,4 @@ def test_a_client_without_an_address_can_neither_participate_nor_manage(client, 
         client.request_from(address, "POST", "/raffles/", status=400)
         client.request_from(address, "GET", raffle, status=200)
     assert client.get(raffle).json["available_tickets"] == 3
-    assert "'1.2.3.4:80', which is not an address" in caplog.text
+    assert "No client address can be determined from '1.2.3.4:80'" in caplog.text

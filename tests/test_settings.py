@@ -110,10 +110,14 @@ def test_what_tests_and_kubernetes_set_is_not_taken_for_a_setting(monkeypatch):
 
 
 def test_a_missing_schema_is_named_and_leaves_nothing(monkeypatch, database):
-    def missing(package, resource):
-        raise FileNotFoundError(2, "No such file or directory")
+    get_data = pkgutil.get_data
 
-    monkeypatch.setattr("pkgutil.get_data", missing)
+    def missing(package, resource):
+        if resource == "schema.sql":
+            raise FileNotFoundError(2, "No such file or directory")
+        return get_data(package, resource)
+
+    monkeypatch.setattr(pkgutil, "get_data", missing)
     sentence = refusal(monkeypatch, RAFFLE_DATABASE=database)
     assert sentence == "RAFFLE_DATABASE: schema.sql cannot be read: No such file or directory"
     assert not database.exists()
@@ -159,8 +163,8 @@ def test_a_database_that_cannot_be_read_is_refused(monkeypatch):
         Storage(database).database.close()
         database.chmod(0)
         # The program's own files may be the owner's only, too.
-        schema = pkgutil.get_data("storage", "schema.sql")
-        monkeypatch.setattr(pkgutil, "get_data", lambda *_: schema)
+        files = {name: pkgutil.get_data("storage", name) for name in ("schema.sql", "openapi.json")}
+        monkeypatch.setattr(pkgutil, "get_data", lambda _, name: files[name])
         with not_as_root():
             sentence = refusal(monkeypatch, RAFFLE_DATABASE=database)
     assert sentence == f"RAFFLE_DATABASE: {database} cannot be opened: unable to open database file"
@@ -224,7 +228,7 @@ def test_an_old_sqlite_is_refused(monkeypatch, database):
     monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 36, 0))
     monkeypatch.setattr(sqlite3, "sqlite_version", "3.36.0")
     sentence = refusal(monkeypatch, RAFFLE_DATABASE=database)
-    assert sentence == "SQLite 3.37 or newer is needed, and this Python has 3.36.0"
+    assert sentence == "RAFFLE_DATABASE: SQLite 3.37 or newer is needed, and this Python has 3.36.0"
 
 
 def test_no_managers_at_all_is_a_warning(database, caplog):
