@@ -78,7 +78,7 @@ class Database:
         self._thread.start()
 
     def read(self, sql, *values):
-        """Return the rows of a statement as a list of tuples. Raises DatabaseUnavailable."""
+        """Return the rows of a statement as a list of sqlite3.Row. Raises DatabaseUnavailable."""
         with self._condition:
             # The files of a lost database may be two databases' by now.
             if self._closing or self._lost:
@@ -86,7 +86,9 @@ class Database:
             self._reading += 1
             reader = self._readers.pop() if self._readers else None
         try:
-            reader = reader or _connect(self.path, "ro")
+            if not reader:
+                reader = _connect(self.path, "ro")
+                reader.row_factory = sqlite3.Row
             # To the end, because a cursor left open would hold back checkpoints.
             return reader.execute(sql, values).fetchall()
         except sqlite3.DatabaseError as error:

@@ -1,10 +1,11 @@
 r"""The draw of a raffle, and a program that checks one. It needs Python 3.9 or newer and nothing else.
 
     python3 draw.py https://host/raffles/<id>/
-    python3 draw.py receipt.json winners.json
+    python3 draw.py receipt.json winners.json [more-winners.json ...] [--tickets tickets.json ...]
 
 The first form reads from the server. The second reads saved answers of GET
-/raffles/<id>/draw/ and GET /raffles/<id>/winners/ (all pages in one list). The
+/raffles/<id>/draw/, .../winners/ and .../tickets/ (all pages). With either,
+--raffle raffle.json compares what you saved of the raffle before the draw. The
 program prints what holds, and exits with 0 if everything does.
 
 The recipe "raffle-draw-1", for programs that check a draw by themselves. It
@@ -20,18 +21,22 @@ big-endian. Secrets and hashes are written as lower-case hexadecimal digits.
    secret, and public_randomness.
 3. For counter = 0, 1, 2..., compute SHA-256(key + counter as 8 bytes). Each
    digest gives four words of 8 bytes. Use the words in this order.
-4. Cells 1 to total_tickets each hold their own number. Set last to
-   total_tickets.
+4. Cells 1 to issued_tickets hold the numbers of the issued tickets, ascending.
+   So in a raffle that sold out, each cell holds its own number. Set last to
+   issued_tickets.
 5. Take the next word. If it is not below the largest multiple of last that is
    at most 2^64, discard it and take the next one. The winning cell is the
    remainder of the word divided by last, plus 1.
 6. The number in that cell wins the next prize. Prizes are in the order of
    prizes, each repeated amount times. Move the number in cell last to the
-   winning cell, and decrease last by 1. Repeat from step 5 until no prize is
-   left.
+   winning cell, and decrease last by 1. Repeat from step 5 until no prize or no
+   cell is left: the last prizes of a raffle with few tickets are not won.
 7. wins_sha256 is the SHA-256 of one line per win: the number in decimal, a
    space, the length of the prize's name in bytes in decimal, a space, the name,
    and a line feed.
+8. If a raffle was closed before it was sold out, tickets_sha256 is the SHA-256
+   of one line per issued ticket, ascending: the number in decimal, and a line
+   feed. It is published when the raffle is closed. Otherwise it is null.
 
 Test vectors, all with the id 9b2f6a54-6d0c-4b7e-9a35-0c8a3c1f7d21 and the
 secret 00 01 02 ... 1f:
@@ -52,12 +57,14 @@ import functools
 import hashlib
 import itertools
 import json
+import operator
 import re
 import struct
 import sys
 import threading
 import time
 import urllib.request
+from array import array
 from concurrent import futures
 from pathlib import Path
 from urllib.error import HTTPError
@@ -66,8 +73,14 @@ from urllib.parse import urljoin
 ALGORITHM = "raffle-draw-1"
 MAX_TICKETS = 2**53 - 1  # the largest integer a JavaScript client reads exactly
 MAX_RANDOMNESS = 1_000  # characters
+MADE_BY_SERVER = "made by the server: "  # how such randomness begins
+# What the receipt repeats of the raffle: from the start, and once it is closed.
+OF_RAFFLE = ("total_tickets", "prizes", "created_at", "randomness_source", "draw_commitment")
+OF_CLOSED_RAFFLE = ("issued_tickets", "closed_at", "tickets_sha256")
 
+CLOCK_TOLERANCE = 300  # seconds
 WINS_PER_PAGE = 3_000
+TICKETS_PER_PAGE = 10_000
 # A page of the longest names has 3.6 MiB. Parsed, 4 MiB of empty lists take 90.
 MAX_ANSWER = 4 * 2**20  # bytes
 MAX_ANSWER_TIME = 60  # seconds
@@ -76,19 +89,19 @@ MAX_ANSWER_TIME = 60  # seconds
 # The draw
 
 
-def winning_numbers(raffle_id, secret, public_randomness, total_tickets, amount):
+def winning_numbers(raffle_id, secret, public_randomness, tickets, amount):
     """Yield the winning ticket numbers, in the order of the prizes (steps 2 to 6).
 
     raffle_id: lower-case UUID with hyphens. secret: 32 bytes. public_randomness:
-    text. total_tickets: 1 to MAX_TICKETS. amount: number of prizes, 0 to
-    total_tickets.
+    text. tickets: the issued numbers, ascending, as a sequence such as a range.
+    amount: number of prizes.
     """
     key = hashlib.sha256(ALGORITHM.encode() + raffle_id.encode() + secret + public_randomness.encode()).digest()
     words = _words(key)
     displaced = {}
-    for last in range(total_tickets, total_tickets - amount, -1):
+    for last in range(len(tickets), max(0, len(tickets) - amount), -1):
         cell = uniform(words, last)
-        yield displaced.get(cell, cell)
+        yield tickets[displaced.get(cell, cell) - 1]
         displaced[cell] = displaced.pop(last, last)
 
 
@@ -118,6 +131,14 @@ def digest_of_wins(wins):
     return digest.hexdigest()
 
 
+def digest_of_tickets(numbers):
+    """Return tickets_sha256 of the issued numbers, ascending (step 8)."""
+    digest = hashlib.sha256()
+    for number in numbers:
+        digest.update(b"%d\n" % number)
+    return digest.hexdigest()
+
+
 def _line(number, name):
     encoded = name.encode()
     return b"%d %d %s\n" % (number, len(encoded), encoded)
@@ -126,31 +147,61 @@ def _line(number, name):
 # The check
 
 
-def check_draw(receipt, wins):
+def check_draw(receipt, wins, tickets=(), raffles=()):
     """Return sentences on a draw, each with whether it holds.
 
-    receipt: as GET /raffles/<id>/draw/ returns it. wins: iterable of what GET
-    /raffles/<id>/winners/ lists. Raises KeyError, TypeError, ValueError if they
-    are not of that form.
+    receipt: as GET /raffles/<id>/draw/ returns it. wins, tickets: iterables of
+    what .../winners/ and .../tickets/ list; tickets are read if the raffle was
+    closed before it was sold out. raffles: what /raffles/<id>/ returned at any
+    times. Raises KeyError, TypeError, ValueError if these are incomplete or of
+    another form.
     """
-    amount = require_receipt(receipt)
-    secret = bytes.fromhex(receipt["secret"])
-    numbers = winning_numbers(
-        receipt["raffle_id"], secret, receipt["public_randomness"], receipt["total_tickets"], amount
-    )
-    names = prize_of_each_win((prize["name"], prize["amount"]) for prize in receipt["prizes"])
-    drawn, follow, digest = zip(numbers, names), True, hashlib.sha256()
-    for listed in map(_number_and_prize, wins):
-        follow = follow and next(drawn, None) == listed
-        digest.update(_line(*listed))
-    follow = follow and next(drawn, None) is None
-    return [
+    receipt = require_receipt(receipt)
+    secret, issued, amount = bytes.fromhex(receipt["secret"]), receipt["issued_tickets"], amount_of_wins(receipt)
+    results = []
+    if raffles:
+        same = all(_is_of_raffle(receipt, raffle) for raffle in raffles)
+        results.append(("The receipt has the raffle's id, tickets, prizes, commitment and source", same))
+    results += [
         (f"The draw was made by {ALGORITHM}", receipt["algorithm"] == ALGORITHM),
         ("The secret is the committed one", hashlib.sha256(secret).hexdigest() == receipt["draw_commitment"]),
-        (f"The {amount} wins follow from the secret and the public randomness", follow),
-        ("The wins have the digest of the receipt", digest.hexdigest() == receipt["wins_sha256"]),
-        ("The last ticket was issued before the draw", receipt["sold_out_at"] <= receipt["drawn_at"]),
     ]
+    numbers = range(1, issued + 1)
+    if issued < receipt["total_tickets"]:
+        numbers = array("Q", itertools.islice(tickets, issued + 1))
+        _require_whole("tickets", len(numbers), issued)
+        ascend = all(map(operator.lt, [0, *numbers], [*numbers, receipt["total_tickets"] + 1]))
+        same = ascend and len(numbers) == issued and digest_of_tickets(numbers) == receipt["tickets_sha256"]
+        results.append((f"The {issued} issued tickets are those of the receipt", same))
+    drawn = zip(
+        winning_numbers(receipt["raffle_id"], secret, receipt["public_randomness"], numbers, amount),
+        prize_of_each_win((prize["name"], prize["amount"]) for prize in receipt["prizes"]),
+    )
+    count, follow, digest = 0, True, hashlib.sha256()
+    for listed in map(_number_and_prize, wins):
+        count += 1
+        follow = follow and next(drawn, None) == listed
+        digest.update(_line(*listed))
+    _require_whole("wins", count, amount)
+    times = [receipt.get("created_at", ""), receipt["closed_at"], receipt["drawn_at"], _time(CLOCK_TOLERANCE)]
+    return [
+        *results,
+        (f"The {amount} wins follow from the secret and the public randomness", follow and count == amount),
+        ("The wins have the digest of the receipt", digest.hexdigest() == receipt["wins_sha256"]),
+        ("The raffle was created, closed and drawn in this order", times == sorted(times)),
+    ]
+
+
+def _is_of_raffle(receipt, raffle):
+    members = OF_RAFFLE + (OF_CLOSED_RAFFLE if raffle.get("closed_at") else ())
+    # An older receipt has fewer members.
+    same = all(raffle.get(member) == receipt[member] for member in members if member in receipt)
+    return same and raffle["id"] == receipt["raffle_id"]
+
+
+def _require_whole(what, count, expected):
+    if count < expected:
+        raise ValueError(f"only {count} of {expected} {what} were read: the others are on further pages")
 
 
 def _number_and_prize(win):
@@ -161,8 +212,17 @@ def _number_and_prize(win):
     return number, prize
 
 
+def _time(offset):
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + offset))
+
+
+def amount_of_wins(receipt):
+    """Return how many wins a draw has: one for each prize, as long as there are tickets."""
+    return min(sum(prize["amount"] for prize in receipt["prizes"]), receipt["issued_tickets"])
+
+
 def require_receipt(receipt):
-    """Return how many wins a receipt's draw has. Raises KeyError, TypeError, ValueError if it has a wrong form.
+    """Return a receipt, one of an older server in today's form. Raises KeyError, TypeError, ValueError.
 
     The key of the draw is unambiguous only if id and secret have their fixed lengths.
     """
@@ -172,44 +232,52 @@ def require_receipt(receipt):
         "draw_commitment": "[0-9a-f]{64}",
         "secret": "[0-9a-f]{64}",
         "public_randomness": f"(?s).{{1,{MAX_RANDOMNESS}}}",
-        "sold_out_at": time_form,
+        "created_at": time_form,
+        "closed_at": time_form,
         "drawn_at": time_form,
     }
+    if "sold_out_at" in receipt:
+        receipt = {**receipt, "closed_at": receipt["sold_out_at"], "issued_tickets": receipt["total_tickets"]}
+        del forms["created_at"]
     for member, form in forms.items():
         if not re.fullmatch(form, receipt[member]):
             raise ValueError(f"the receipt's {member} has a wrong form")
-    total_tickets, amounts = receipt["total_tickets"], [prize["amount"] for prize in receipt["prizes"]]
-    if not amounts or not all(type(n) is int and 1 <= n <= MAX_TICKETS for n in (total_tickets, *amounts)):
+    total, issued = receipt["total_tickets"], receipt["issued_tickets"]
+    amounts = [prize["amount"] for prize in receipt["prizes"]]
+    if not amounts or not all(type(n) is int and 1 <= n <= MAX_TICKETS for n in (total, *amounts)):
         raise ValueError("the receipt's total_tickets or prizes have a wrong form")
-    if sum(amounts) > total_tickets:
+    if type(issued) is not int or not 0 <= issued <= total:
+        raise ValueError("the receipt's issued_tickets has a wrong form")
+    if sum(amounts) > total:
         raise ValueError("the receipt has more prizes than tickets")
-    return sum(amounts)
+    return receipt
 
 
-def check_server(address, deadline):
-    """Return what check_draw returns, and the receipt, for the raffle at an address.
+def check_server(address, raffles, deadline):
+    """Return what check_draw returns, and the receipt, for the raffle at an address that ends with its id and a slash.
 
-    deadline: of time.monotonic(). Raises what check_draw and fetch raise.
+    raffles: what the address returned before. deadline: of time.monotonic().
+    Raises what check_draw and fetch raise.
     """
-    address = f"{address.rstrip('/')}/"
     receipt, _ = fetch(urljoin(address, "draw/"), deadline)
-    amount = require_receipt(receipt)
+    receipt = require_receipt(receipt)
     raffle, _ = fetch(address, deadline)
-    ids = {address.split("/")[-2], raffle["id"], receipt["raffle_id"]}
-    same = all(raffle[member] == receipt[member] for member in ("total_tickets", "prizes", "draw_commitment"))
-    of_raffle = ("The receipt has the raffle's id, tickets, prizes and commitment", len(ids) == 1 and same)
-    wins = _fetch_wins(urljoin(address, f"winners/?limit={WINS_PER_PAGE}"), amount, deadline)
-    return [of_raffle, *check_draw(receipt, wins)], receipt
+    if raffle["id"] != address.split("/")[-2].lower():
+        raise ValueError(f"{address} returns another raffle")
+    wins = _fetch_list(urljoin(address, "winners/"), amount_of_wins(receipt), WINS_PER_PAGE, deadline)
+    tickets = _fetch_list(urljoin(address, "tickets/"), receipt["issued_tickets"], TICKETS_PER_PAGE, deadline)
+    return check_draw(receipt, wins, tickets, [raffle, *raffles]), receipt
 
 
-def _fetch_wins(page, amount, deadline):
-    # A server that lies must not keep the program busy: no more pages than the prizes fill.
-    for _ in range(0, amount, WINS_PER_PAGE):
-        wins, page = fetch(page, deadline)
-        yield from wins
-        if not page or len(wins) < WINS_PER_PAGE:
+def _fetch_list(address, length, limit, deadline):
+    page = f"{address}?limit={limit}"
+    # A server that lies must not keep the program busy: no more pages than the list fills.
+    for _ in range(0, max(1, length), limit):
+        items, page = fetch(page, deadline)
+        yield from items
+        if not page or len(items) < limit:
             return
-    yield {"ticket_number": 0, "prize": "of a page too many"}
+    raise ValueError(f"{address} has more than {length} items")
 
 
 def fetch(url, deadline):
@@ -275,32 +343,73 @@ def _parse(text):
 def main():
     """Check the draw that the command line names; return the exit code."""
     parser = argparse.ArgumentParser(description="Check the draw of a raffle.")
-    parser.add_argument("source", help="the raffle's address, or a file with its receipt")
-    parser.add_argument("winners", nargs="?", help="a file with the list of wins, if source is a file")
+    parser.add_argument("source", help="address of the raffle, or file with its receipt")
+    parser.add_argument("wins", nargs="*", metavar="winners", help="files with all pages of wins, if source is a file")
+    parser.add_argument("--tickets", nargs="+", default=[], help="files with all pages of tickets, if needed")
+    parser.add_argument("--raffle", nargs="+", default=[], help="files with the raffle as saved before the draw")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--timeout", type=float, default=600, help="seconds to read from the server (default: 600)")
     arguments = parser.parse_args()
-    is_address = re.match("https?://", arguments.source)
-    if bool(arguments.winners) == bool(is_address):
-        parser.error("expected one address that begins with http:// or https://, or two files")
+    address = re.match("(?i)https?://[^?#]*/raffles/[^/?#]+", arguments.source)
+    is_file = "://" not in arguments.source
+    if bool(arguments.wins) != is_file or not (is_file or address) or not arguments.timeout > 0:
+        parser.error("expected an address such as https://host/raffles/<id>/, or files with the receipt and the wins")
+    # A terminal may not know every character.
+    sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        if is_address:
-            results, receipt = check_server(arguments.source, time.monotonic() + arguments.timeout)
+        raffles = [_load(file, dict) for file in arguments.raffle]
+        if address:
+            results, receipt = check_server(f"{address[0]}/", raffles, time.monotonic() + arguments.timeout)
         else:
-            receipt, wins = (_parse(Path(file).read_bytes()) for file in (arguments.source, arguments.winners))
-            results = check_draw(receipt, wins)
+            receipt = require_receipt(_load(arguments.source, dict))
+            wins, tickets = (
+                itertools.chain.from_iterable(_load(file, list) for file in files)
+                for files in (arguments.wins, arguments.tickets)
+            )
+            results = check_draw(receipt, wins, tickets, raffles)
     except Exception as error:
-        said = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        # As ASCII, because a server may send control sequences of terminals.
-        print(f"NOT CHECKED  {said[:2000]!a}")
+        said = _printable(f"{error} is missing" if isinstance(error, KeyError) else str(error))[:2000]
+        print(json.dumps({"holds": False, "error": said}) if arguments.json else f"NOT CHECKED  {said}")
         return 1
-    for sentence, holds in results:
-        print(f"{'holds' if holds else 'FAILS'}  {sentence}")
+    holds = all(held for _, held in results)
+    if arguments.json:
+        sentences = [{"sentence": sentence, "holds": held} for sentence, held in results]
+        print(json.dumps({"holds": holds, "sentences": sentences, "receipt": receipt}))
+    else:
+        _print_results(results, receipt, arguments.raffle)
+    return 0 if holds else 1
+
+
+def _print_results(results, receipt, raffles):
+    for sentence, held in results:
+        print(f"{'holds' if held else 'FAILS'}  {sentence}")
     print("This program cannot check:")
-    print(f"- that the raffle showed this commitment before the draw: {receipt['draw_commitment']}")
-    print(f"- that this randomness was announced in advance, and unknown to everyone at {receipt['sold_out_at']}:")
-    print(f"  {receipt['public_randomness']!a}")
-    return 0 if all(holds for _, holds in results) else 1
+    if not raffles:
+        print(f"- that the raffle showed this commitment before the draw: {receipt['draw_commitment']}")
+    if receipt["public_randomness"].startswith(MADE_BY_SERVER):
+        print("- that the server did not choose this randomness, because no public randomness was used:")
+    else:
+        print(f"- that this randomness is the announced one, and was unknown to everyone at {receipt['closed_at']}:")
+    print(f"  {_printable(receipt['public_randomness'])}")
+    if receipt.get("randomness_source"):
+        print(f"  announced: {_printable(receipt['randomness_source'])}")
+
+
+def _load(file, kind):
+    value = _parse(Path(file).read_bytes())
+    if not isinstance(value, kind):
+        raise ValueError(f"{file} does not hold {'a list' if kind is list else 'an object'}")
+    return value
+
+
+def _printable(text):
+    # A server may send control sequences of terminals.
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except BrokenPipeError:  # the reader of a pipe has left
+        sys.stdout = None
+        sys.exit(1)

@@ -32,15 +32,19 @@ ERRORS = {
     storage.InvalidPage: (
         400,
         f"limit must be an integer from 1 to the longest page ({storage.MAX_RAFFLES_PER_PAGE} raffles, "
-        f"{storage.MAX_WINS_PER_PAGE} wins), and cursor one from a Link header",
+        f"{storage.MAX_WINS_PER_PAGE} wins or tickets), and cursor one from a Link header",
     ),
     storage.TicketsNoLongerAvailable: (410, "Tickets to this raffle are no longer available"),
+    storage.RaffleAlreadyClosed: (403, "The raffle has already been closed"),
     storage.AlreadyParticipated: (403, "Your ip address has already participated in this raffle"),
     storage.WinnersAlreadyDrawn: (403, "Winners for the raffle have already been drawn"),
     storage.TicketsStillAvailable: (403, "Winners can't be drawn when tickets are still available"),
     storage.ReceiptNotFound: (404, "Winners for the raffle have not been drawn yet"),
+    storage.PublicRandomnessRequired: (400, "This raffle is drawn with public_randomness from its source: {}"),
     storage.WinnersNotDrawn: (400, "Winners for the raffle have not been drawn yet"),
     storage.InvalidVerificationCode: (400, "Invalid verification code"),
+    storage.TicketHasNotWon: (403, "This ticket has not won a prize"),
+    storage.PrizeAlreadyRedeemed: (403, "The prize of this ticket was already redeemed at {}"),
     storage.DatabaseUnavailable: (503, "The database cannot be read or written at the moment"),
 }
 
@@ -292,6 +296,15 @@ def require_prizes(prizes, total_tickets):
         raise HTTPError(400, "Too many prizes")
 
 
+def number_and_code():
+    """Return ticket number and verification code of the request's body. Raises HTTPError 415, 413, 400."""
+    body = json_object(MAX_TICKET_BODY)
+    ticket_number, verification_code = body.get("ticket_number"), body.get("verification_code")
+    require_integer(ticket_number, "ticket_number")
+    _require(isinstance(verification_code, str), "verification_code", "a string")
+    return ticket_number, verification_code
+
+
 def idempotency_key():
     """Return the Idempotency-Key (draft-ietf-httpapi-idempotency-key-header), or None. Raises HTTPError 400."""
     key = request.environ.get("HTTP_IDEMPOTENCY_KEY")
@@ -329,7 +342,8 @@ def answer_json(callback):
         try:
             value = callback(**arguments)
         except tuple(ERRORS) as error:
-            raise HTTPError(*ERRORS[type(error)]) from error
+            status, detail = ERRORS[type(error)]
+            raise HTTPError(status, detail.format(*error.args)) from error
         except HTTPError:
             raise
         except Exception as error:
@@ -391,10 +405,13 @@ def create_raffle():
     manager = require_manager()
     body = json_object()
     name, total_tickets, prizes = body.get("name"), body.get("total_tickets"), body.get("prizes")
+    source = body.get("randomness_source")
     require_text(name, "name", MAX_NAME)
     require_integer(total_tickets, "total_tickets")
     require_prizes(prizes, total_tickets)
-    raffle = request.app.storage.create_raffle(name, total_tickets, prizes)
+    if source is not None:
+        require_text(source, "randomness_source", storage.MAX_RANDOMNESS)
+    raffle = request.app.storage.create_raffle(name, total_tickets, prizes, source)
     log.info("Raffle %s created by %s", raffle["id"], manager)
     response.status = 201
     response.set_header("Location", f"/raffles/{raffle['id']}/")
@@ -420,12 +437,29 @@ def participate(raffle_id):
     return ticket
 
 
+@routes.post("/raffles/<raffle_id>/close/")
+def close_raffle(raffle_id):
+    manager = require_manager()
+    raffle = request.app.storage.close_raffle(raffle_id)
+    log.info("Raffle %s closed by %s", raffle_id, manager)
+    return raffle
+
+
+@routes.get("/raffles/<raffle_id>/tickets/")
+def list_tickets(raffle_id):
+    page, cursor = request.app.storage.list_tickets(raffle_id, *page_query(storage.MAX_TICKETS_PER_PAGE))
+    link_next(f"/raffles/{raffle_id}/tickets/", cursor)
+    return page
+
+
 @routes.post("/raffles/<raffle_id>/winners/")
 def draw_winners(raffle_id):
     manager = require_manager()
+    # A draw cannot be undone, so one that may have been meant otherwise is refused.
+    if request.query_string:
+        raise HTTPError(400, "public_randomness must be sent in the body, and this request takes no query")
     randomness = None
     if has_body():
-        # A draw cannot be undone, so a body without public_randomness (a typo?) is refused.
         randomness = json_object().get("public_randomness")
         require_text(randomness, "public_randomness", storage.MAX_RANDOMNESS)
     page, cursor = request.app.storage.draw_winners(raffle_id, randomness)
@@ -449,12 +483,16 @@ def get_receipt(raffle_id):
 
 @routes.post("/raffles/<raffle_id>/verify-ticket/")
 def verify_ticket(raffle_id):
-    body = json_object(MAX_TICKET_BODY)
-    ticket_number, verification_code = body.get("ticket_number"), body.get("verification_code")
-    require_integer(ticket_number, "ticket_number")
-    _require(isinstance(verification_code, str), "verification_code", "a string")
-    prize = request.app.storage.verify_ticket(raffle_id, ticket_number, verification_code)
-    return {"has_won": prize is not None, "prize": prize}
+    return request.app.storage.verify_ticket(raffle_id, *number_and_code())
+
+
+@routes.post("/raffles/<raffle_id>/redeem/")
+def redeem_prize(raffle_id):
+    manager = require_manager()
+    redeemed = request.app.storage.redeem_prize(raffle_id, *number_and_code())
+    log.info("The prize of ticket %d of raffle %s redeemed by %s", redeemed["ticket_number"], raffle_id, manager)
+    response.status = 201
+    return redeemed
 
 
 # The application
@@ -535,7 +573,7 @@ def main():
         with listener:
             app = create_app()
             # Longer bodies than the application reads, so that it can say what is wrong with them.
-            server.serve(app, listener, threads, max_body=2 * MAX_BODY, on_stop=app.storage.stop_draw)
+            server.serve(app, listener, threads, max_body=2 * MAX_BODY, on_stop=app.storage.stop_draws)
     except (SettingError, storage.DatabaseRefused) as error:
         sys.exit(str(error))
     # Exit with 1 if commits remain in the -wal file.

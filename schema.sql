@@ -5,7 +5,7 @@ BEGIN IMMEDIATE;
 
 -- Whose file this is, and of which version: read before anything is written to it.
 PRAGMA application_id = 0x5261666C; -- "Rafl"
-PRAGMA user_version = 3;
+PRAGMA user_version = 4;
 
 CREATE TABLE IF NOT EXISTS raffle (
     -- Counts up with every raffle: short to refer to, and the key that pages are read by.
@@ -13,19 +13,27 @@ CREATE TABLE IF NOT EXISTS raffle (
     id TEXT NOT NULL UNIQUE,
     name TEXT NOT NULL,
     total_tickets INTEGER NOT NULL CHECK (total_tickets BETWEEN 1 AND 9007199254740991),
+    -- 0 once the raffle is closed.
     available_tickets INTEGER NOT NULL CHECK (available_tickets BETWEEN 0 AND total_tickets),
     -- Not marked as drawn while tickets are available, whatever the code does.
     winners_drawn INTEGER NOT NULL DEFAULT 0 CHECK (winners_drawn = 0 OR (winners_drawn = 1 AND available_tickets = 0)),
     created_at TEXT NOT NULL,
     -- Read for the draw and for its receipt only.
     secret BLOB NOT NULL CHECK (length(secret) = 32),
-    sold_out_at TEXT CHECK ((sold_out_at IS NULL) = (available_tickets > 0)),
+    closed_at TEXT CHECK ((closed_at IS NULL) = (available_tickets > 0)),
     -- What the receipt of the draw adds.
     drawn_at TEXT CHECK ((drawn_at IS NULL) = (winners_drawn = 0)),
     public_randomness TEXT CHECK ((public_randomness IS NULL) = (winners_drawn = 0)),
     wins_sha256 TEXT CHECK ((wins_sha256 IS NULL) = (winners_drawn = 0)),
     -- The SHA-256 of the secret, in hexadecimal. NULL only while a database of version 2 is upgraded.
-    draw_commitment TEXT CHECK (length(draw_commitment) = 64)
+    draw_commitment TEXT CHECK (length(draw_commitment) = 64),
+    -- NULL only while a database of version 3 is upgraded.
+    issued_tickets INTEGER
+        CHECK (issued_tickets BETWEEN 0 AND total_tickets AND available_tickets IN (0, total_tickets - issued_tickets)),
+    -- Of a raffle that was closed before it was sold out, once it has been computed: see digest_of_tickets in draw.py.
+    tickets_sha256 TEXT CHECK (length(tickets_sha256) = 64),
+    -- Which public randomness was announced.
+    randomness_source TEXT
 ) STRICT;
 
 CREATE TABLE IF NOT EXISTS prize (
@@ -64,9 +72,10 @@ CREATE TABLE IF NOT EXISTS win (
     raffle INTEGER NOT NULL,
     -- 1, 2, 3... through all prizes in their order. As a key it also makes a second draw impossible.
     position INTEGER NOT NULL,
-    -- No reference: every number up to the total is a ticket by then, and looking each up doubles the time of a draw.
+    -- No reference: the draw takes its numbers from the tickets, and looking each up doubles its time.
     ticket_number INTEGER NOT NULL CHECK (ticket_number >= 1),
     prize INTEGER NOT NULL,
+    redeemed_at TEXT,
     PRIMARY KEY (raffle, position),
     -- One prize per ticket; verification looks a ticket up by it.
     UNIQUE (raffle, ticket_number),

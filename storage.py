@@ -21,7 +21,8 @@ MAX_TICKETS = draw.MAX_TICKETS
 MAX_RANDOMNESS = draw.MAX_RANDOMNESS  # characters
 MAX_RAFFLES_PER_PAGE = 1_000
 MAX_WINS_PER_PAGE = 10_000
-WINS_PER_COMMIT = 5_000  # about 25 ms, during which others wait
+MAX_TICKETS_PER_PAGE = 10_000
+ROWS_PER_COMMIT = 5_000  # about 25 ms, during which others wait
 
 # Crockford's base32 (https://www.crockford.com/base32.html): no I, L, O or U.
 ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
@@ -44,11 +45,15 @@ class InvalidPage(Exception):
 
 
 class TicketsNoLongerAvailable(Exception):
-    """Every ticket of the raffle has been issued."""
+    """The raffle is closed."""
 
 
 class AlreadyParticipated(Exception):
     """The participant holds a ticket of the raffle."""
+
+
+class RaffleAlreadyClosed(Exception):
+    """The raffle has been closed, or has closed by itself with its last ticket."""
 
 
 class WinnersAlreadyDrawn(Exception):
@@ -56,7 +61,11 @@ class WinnersAlreadyDrawn(Exception):
 
 
 class TicketsStillAvailable(Exception):
-    """Winners are drawn only when every ticket has been issued."""
+    """Winners are drawn only once the raffle is closed."""
+
+
+class PublicRandomnessRequired(Exception):
+    """The raffle has a randomness_source, which is the argument, and is drawn with nothing else."""
 
 
 class WinnersNotDrawn(Exception):
@@ -69,6 +78,14 @@ class ReceiptNotFound(Exception):
 
 class InvalidVerificationCode(Exception):
     """No ticket of the raffle has this number and this verification code."""
+
+
+class TicketHasNotWon(Exception):
+    """The ticket has won no prize that could be redeemed."""
+
+
+class PrizeAlreadyRedeemed(Exception):
+    """The prize of the ticket has been redeemed; the argument says when."""
 
 
 class Storage:
@@ -88,26 +105,39 @@ class Storage:
             schema = pkgutil.get_data(__name__, "schema.sql").decode()
         except OSError as error:
             raise DatabaseRefused(f"schema.sql cannot be read: {error.strerror}") from error
-        self.database = Database(path, schema, upgrades={2: _add_draw_commitment})
+        self.database = Database(path, schema, upgrades={2: _add_draw_commitment, 3: _add_closing})
         self._stopping = False
         self._open_raffles = set()
 
-    def stop_draw(self):
-        """End a draw in progress, and those that wait, at their next commit with database.DatabaseUnavailable."""
+    def stop_draws(self):
+        """End draws and closings in progress, and those that wait, at their next commit: DatabaseUnavailable."""
         self._stopping = True
 
-    def create_raffle(self, name, total_tickets, prizes):
+    def create_raffle(self, name, total_tickets, prizes, randomness_source=None):
         """Create a raffle and return it as `get_raffle` does.
 
         name: text. total_tickets: 1 to MAX_TICKETS. prizes: non-empty list of
         {"name", "amount"}, amounts of 1 or more, together at most total_tickets.
+        randomness_source: text that says which public randomness the draw will
+        use, or None.
         """
-        raffle_id = str(uuid.uuid4())
         secret = secrets.token_bytes(32)
-        columns = (name, total_tickets, total_tickets, _now(), hashlib.sha256(secret).hexdigest())
-        self.database.write(_insert_raffle, raffle_id, (columns, secret, prizes)).result()
-        prizes = [{"name": prize["name"], "amount": prize["amount"]} for prize in prizes]
-        return {**_raffle(raffle_id, *columns, winners_drawn=0), "prizes": prizes}
+        raffle = {
+            "id": str(uuid.uuid4()),
+            "name": name,
+            "total_tickets": total_tickets,
+            "available_tickets": total_tickets,
+            "issued_tickets": 0,
+            "winners_drawn": False,
+            "created_at": _now(),
+            "closed_at": None,
+            "randomness_source": randomness_source,
+            "draw_commitment": hashlib.sha256(secret).hexdigest(),
+            "tickets_sha256": None,
+            "prizes": [{"name": prize["name"], "amount": prize["amount"]} for prize in prizes],
+        }
+        self.database.write(_insert_raffle, raffle["id"], (raffle, secret)).result()
+        return raffle
 
     def list_raffles(self, limit, cursor=None):
         """Return a page of raffles without their prizes, latest first, and the cursor of the next page or None.
@@ -118,7 +148,8 @@ class Storage:
         _require_page(limit, cursor, MAX_RAFFLES_PER_PAGE)
         rows = self.database.read(
             """
-            SELECT sequence, id, name, total_tickets, available_tickets, created_at, draw_commitment, winners_drawn
+            SELECT sequence, id, name, total_tickets, available_tickets, issued_tickets, winners_drawn,
+                created_at, closed_at, randomness_source, draw_commitment, tickets_sha256
             FROM raffle
             WHERE sequence < ?
             ORDER BY sequence DESC
@@ -127,18 +158,22 @@ class Storage:
             2**63 - 1 if cursor is None else cursor,
             limit + 1,
         )
-        return _page([(sequence, _raffle(*columns)) for sequence, *columns in rows], limit)
+        page, cursor = _page(rows, "sequence", limit)
+        return [{**raffle, "winners_drawn": bool(raffle["winners_drawn"])} for raffle in page], cursor
 
     def get_raffle(self, raffle_id):
         """Return a raffle as a dict, its prizes in the manager's order. Raises RaffleNotFound."""
-        sequence, *columns = _first(
-            self.database.read(
-                """
-                SELECT sequence, id, name, total_tickets, available_tickets, created_at, draw_commitment, winners_drawn
-                FROM raffle
-                WHERE id = ?
-                """,
-                raffle_id,
+        raffle = dict(
+            _first(
+                self.database.read(
+                    """
+                    SELECT sequence, id, name, total_tickets, available_tickets, issued_tickets, winners_drawn,
+                        created_at, closed_at, randomness_source, draw_commitment, tickets_sha256
+                    FROM raffle
+                    WHERE id = ?
+                    """,
+                    raffle_id,
+                )
             )
         )
         prizes = self.database.read(
@@ -148,9 +183,9 @@ class Storage:
             WHERE raffle = ?
             ORDER BY position
             """,
-            sequence,
+            raffle.pop("sequence"),
         )
-        return {**_raffle(*columns), "prizes": [{"name": name, "amount": amount} for name, amount in prizes]}
+        return {**raffle, "winners_drawn": bool(raffle["winners_drawn"]), "prizes": [dict(prize) for prize in prizes]}
 
     def issue_ticket(self, raffle_id, participant, key=None):
         """Issue a ticket: a number, uniform among those left, and its verification code.
@@ -219,20 +254,87 @@ class Storage:
                 return number, code
         return None
 
+    def close_raffle(self, raffle_id):
+        """Withdraw the tickets that are left, so that winners can be drawn, and return the raffle.
+
+        A closing that was interrupted after its first commit can be repeated.
+        Raises RaffleNotFound, RaffleAlreadyClosed.
+        """
+        self.get_raffle(raffle_id)
+        with self.database.long_job:
+            closed = self._write_in_turn(_close_raffle, raffle_id)
+            self._open_raffles.discard(raffle_id)
+            finished = self._finish_closing(self.get_raffle(raffle_id))
+        if not (closed or finished):
+            raise RaffleAlreadyClosed
+        return self.get_raffle(raffle_id)
+
+    def _finish_closing(self, raffle):
+        """Store the hash of the tickets of a raffle that was closed early; return whether it was missing."""
+        if raffle["tickets_sha256"] or raffle["issued_tickets"] == raffle["total_tickets"]:
+            return False
+        digest = draw.digest_of_tickets(self._issued_numbers(raffle["id"]))
+        while self._write_in_turn(_delete_rows, ("displaced", raffle["id"])):
+            pass
+        self._write_in_turn(_store_tickets_digest, raffle["id"], digest)
+        return True
+
+    def _write_in_turn(self, action, key, request=None):
+        """Do one of many writes, between which everyone else has a turn; return its outcome."""
+        if self._stopping:
+            raise DatabaseUnavailable
+        return self.database.write(action, key, request).result()
+
+    def _issued_numbers(self, raffle_id):
+        """Yield the ticket numbers that were issued, ascending."""
+        cursor = 0
+        while cursor is not None:
+            page, cursor = self.list_tickets(raffle_id, MAX_TICKETS_PER_PAGE, cursor or None)
+            yield from page
+
+    def list_tickets(self, raffle_id, limit, cursor=None):
+        """Return a page of the ticket numbers of a closed raffle, ascending, and the cursor of the next page or None.
+
+        limit: 1 to MAX_TICKETS_PER_PAGE. cursor: as returned with the page before.
+        Raises RaffleNotFound, InvalidPage.
+        """
+        sequence, closed_at = _first(
+            self.database.read(
+                """
+                SELECT sequence, closed_at
+                FROM raffle
+                WHERE id = ?
+                """,
+                raffle_id,
+            )
+        )
+        _require_page(limit, cursor, MAX_TICKETS_PER_PAGE)
+        if not closed_at:
+            return [], None
+        rows = self.database.read(
+            """
+            SELECT number
+            FROM ticket
+            WHERE raffle = ? AND number > ?
+            ORDER BY number
+            LIMIT ?
+            """,
+            sequence,
+            cursor or 0,
+            limit + 1,
+        )
+        page = [number for (number,) in rows[:limit]]
+        return page, page[-1] if len(rows) > limit else None
+
     def draw_winners(self, raffle_id, public_randomness=None):
         """Draw a ticket for every prize, as draw.py says, and store what is needed to check it.
 
         public_randomness: text of 1 to MAX_RANDOMNESS characters that nobody
-        could know before the last ticket was issued; None for 32 random bytes in
-        hexadecimal. Returns the first page of `list_winners`, of full length.
-        Raises RaffleNotFound, WinnersAlreadyDrawn, TicketsStillAvailable.
+        could know before the raffle was closed; None for 32 random bytes made
+        here. Returns the first page of `list_winners`, of full length.
+        Raises RaffleNotFound, WinnersAlreadyDrawn, TicketsStillAvailable,
+        PublicRandomnessRequired.
         """
-
-        def write(action, request=None):
-            if self._stopping:
-                raise DatabaseUnavailable
-            return self.database.write(action, raffle_id, request).result()
-
         # Of two draws of a raffle, the second finds it drawn before it computes anything.
         with self.database.long_job:
             raffle = self.get_raffle(raffle_id)
@@ -240,54 +342,52 @@ class Storage:
                 raise WinnersAlreadyDrawn
             if raffle["available_tickets"]:
                 raise TicketsStillAvailable
+            if raffle["randomness_source"] and public_randomness is None:
+                raise PublicRandomnessRequired(raffle["randomness_source"])
+            self._finish_closing(raffle)
             if public_randomness is None:
-                public_randomness = secrets.token_hex(32)
-            secret, data_version = write(_begin_draw)
+                public_randomness = draw.MADE_BY_SERVER + secrets.token_hex(32)
+            secret, data_version = self._write_in_turn(_begin_draw, raffle_id)
+            # Computed outside the writing thread, so that nobody waits for it.
+            tickets = range(1, raffle["total_tickets"] + 1)
+            if raffle["issued_tickets"] < len(tickets):
+                tickets = array("Q", self._issued_numbers(raffle_id))
             prizes = [(prize["name"], prize["amount"]) for prize in raffle["prizes"]]
             amount = sum(amount for _, amount in prizes)
-            # Computed outside the writing thread, so that nobody waits for it.
-            numbers = array(
-                "Q", draw.winning_numbers(raffle_id, secret, public_randomness, raffle["total_tickets"], amount)
-            )
+            numbers = array("Q", draw.winning_numbers(raffle_id, secret, public_randomness, tickets, amount))
             digest = draw.digest_of_wins(zip(numbers, draw.prize_of_each_win(prizes)))
-            # In transactions of WINS_PER_COMMIT, between which everyone else has a turn. Nobody sees
-            # the wins before the last one, which marks the raffle as drawn. What an interrupted draw left goes first.
-            while write(_delete_wins):
+            # Nobody sees the wins before the last commit, which marks the raffle as drawn.
+            # What an interrupted draw has left is deleted first.
+            while self._write_in_turn(_delete_rows, ("win", raffle_id)):
                 pass
             positions = draw.prize_of_each_win((position, amount) for position, (_, amount) in enumerate(prizes, 1))
             wins = zip(numbers, positions)
-            for first in range(1, amount + 1, WINS_PER_COMMIT):
-                write(_insert_wins, (first, list(itertools.islice(wins, WINS_PER_COMMIT))))
-            write(_mark_drawn, (public_randomness, digest, data_version))
+            for first in range(1, len(numbers) + 1, ROWS_PER_COMMIT):
+                self._write_in_turn(_insert_wins, raffle_id, (first, list(itertools.islice(wins, ROWS_PER_COMMIT))))
+            self._write_in_turn(_mark_drawn, raffle_id, (public_randomness, digest, data_version))
         # Not read again: a draw that is stored must not be answered as a failure.
-        wins = zip(itertools.count(1), numbers, draw.prize_of_each_win(prizes))
-        return _page_of_wins(list(itertools.islice(wins, MAX_WINS_PER_PAGE + 1)), MAX_WINS_PER_PAGE)
+        wins = zip(numbers, draw.prize_of_each_win(prizes))
+        page = [
+            {"ticket_number": number, "prize": prize, "redeemed_at": None}
+            for number, prize in itertools.islice(wins, MAX_WINS_PER_PAGE)
+        ]
+        return page, MAX_WINS_PER_PAGE if len(numbers) > MAX_WINS_PER_PAGE else None
 
     def get_receipt(self, raffle_id):
         """Return as a dict what is needed to check the draw. Raises RaffleNotFound, ReceiptNotFound."""
         raffle = self.get_raffle(raffle_id)
         if not raffle["winners_drawn"]:
             raise ReceiptNotFound
-        [(secret, public_randomness, sold_out_at, drawn_at, wins_sha256)] = self.database.read(
+        [revealed] = self.database.read(
             """
-            SELECT secret, public_randomness, sold_out_at, drawn_at, wins_sha256
+            SELECT lower(hex(secret)) AS secret, public_randomness, drawn_at, wins_sha256
             FROM raffle
             WHERE id = ?
             """,
             raffle_id,
         )
-        return {
-            "algorithm": draw.ALGORITHM,
-            "raffle_id": raffle_id,
-            "total_tickets": raffle["total_tickets"],
-            "prizes": raffle["prizes"],
-            "draw_commitment": raffle["draw_commitment"],
-            "secret": secret.hex(),
-            "public_randomness": public_randomness,
-            "sold_out_at": sold_out_at,
-            "drawn_at": drawn_at,
-            "wins_sha256": wins_sha256,
-        }
+        repeated = {member: raffle[member] for member in draw.OF_RAFFLE + draw.OF_CLOSED_RAFFLE}
+        return {"algorithm": draw.ALGORITHM, "raffle_id": raffle_id, **repeated, **dict(revealed)}
 
     def list_winners(self, raffle_id, limit, cursor=None):
         """Return a page of wins in the order of the prizes, and the cursor of the next page or None.
@@ -310,7 +410,7 @@ class Storage:
             return [], None
         rows = self.database.read(
             """
-            SELECT win.position, win.ticket_number, prize.name
+            SELECT win.position, win.ticket_number, prize.name AS prize, win.redeemed_at
             FROM win
             JOIN prize ON prize.raffle = win.raffle AND prize.position = win.prize
             WHERE win.raffle = ? AND win.position > ?
@@ -318,23 +418,24 @@ class Storage:
             LIMIT ?
             """,
             sequence,
-            0 if cursor is None else cursor,
+            cursor or 0,
             limit + 1,
         )
-        return _page_of_wins(rows, limit)
+        return _page(rows, "position", limit)
 
     def verify_ticket(self, raffle_id, ticket_number, verification_code):
-        """Return the name of the prize that the ticket has won, or None if it has won nothing.
+        """Return as a dict whether the ticket has won, its prize, and when that was redeemed.
 
         ticket_number: 1 to MAX_TICKETS. verification_code: as `issue_ticket`
         returned it, in any case, with or without hyphens and spaces, O for 0 and
         I or L for 1 (Crockford's base32). Its hash is compared in constant time.
         Raises RaffleNotFound, WinnersNotDrawn, InvalidVerificationCode.
         """
-        winners_drawn, salt, iterations, code_hash, prize = _first(
+        winners_drawn, salt, iterations, code_hash, prize, redeemed_at = _first(
             self.database.read(
                 """
-                SELECT raffle.winners_drawn, ticket.salt, ticket.iterations, ticket.code_hash, prize.name
+                SELECT raffle.winners_drawn, ticket.salt, ticket.iterations, ticket.code_hash, prize.name,
+                    win.redeemed_at
                 FROM raffle
                 LEFT JOIN ticket ON ticket.raffle = raffle.sequence AND ticket.number = ?
                 LEFT JOIN win ON win.raffle = ticket.raffle AND win.ticket_number = ticket.number
@@ -353,24 +454,48 @@ class Storage:
             raise InvalidVerificationCode
         if not hmac.compare_digest(_hash_code(code, salt, iterations), code_hash):
             raise InvalidVerificationCode
-        return prize
+        return {"has_won": prize is not None, "prize": prize, "redeemed_at": redeemed_at}
+
+    def redeem_prize(self, raffle_id, ticket_number, verification_code):
+        """Record that the prize of a ticket is handed out, once, and return as a dict ticket, prize and time.
+
+        Arguments as for `verify_ticket`. Raises what that raises,
+        TicketHasNotWon, PrizeAlreadyRedeemed.
+        """
+        verdict = self.verify_ticket(raffle_id, ticket_number, verification_code)
+        if not verdict["has_won"]:
+            raise TicketHasNotWon
+        now = _now()
+        self.database.write(_redeem_prize, (raffle_id, ticket_number), now).result()
+        return {"ticket_number": ticket_number, "prize": verdict["prize"], "redeemed_at": now}
 
 
 def _insert_raffle(db, raffle_id, requests):
-    [(columns, secret, prizes)] = requests
+    [(raffle, secret)] = requests
     sequence = db.execute(
         """
-        INSERT INTO raffle (id, name, total_tickets, available_tickets, created_at, draw_commitment, secret)
-        VALUES (?, ?, ?, ?, ?, ?, ?)
+        INSERT INTO raffle (id, name, total_tickets, available_tickets, issued_tickets, created_at,
+            randomness_source, draw_commitment, secret)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
         """,
-        (raffle_id, *columns, secret),
+        (
+            raffle["id"],
+            raffle["name"],
+            raffle["total_tickets"],
+            raffle["available_tickets"],
+            raffle["issued_tickets"],
+            raffle["created_at"],
+            raffle["randomness_source"],
+            raffle["draw_commitment"],
+            secret,
+        ),
     ).lastrowid
     db.executemany(
         """
         INSERT INTO prize (raffle, position, name, amount)
         VALUES (?, ?, ?, ?)
         """,
-        ((sequence, position, prize["name"], prize["amount"]) for position, prize in enumerate(prizes, 1)),
+        ((sequence, position, *prize.values()) for position, prize in enumerate(raffle["prizes"], 1)),
     )
     return [None]
 
@@ -466,10 +591,10 @@ def issue_tickets(db, raffle_id, requests):
     db.execute(
         """
         UPDATE raffle
-        SET available_tickets = ?, sold_out_at = ?
+        SET available_tickets = ?, issued_tickets = issued_tickets + ?, closed_at = max(created_at, ?)
         WHERE sequence = ?
         """,
-        (left, None if left else _now(), sequence),
+        (left, len(admitted), None if left else _now(), sequence),
     )
     return outcomes
 
@@ -478,6 +603,50 @@ def _random_words(block):
     """Yield random integers of 64 bits without end, fetched from the system `block` at a time."""
     while True:
         yield from array("Q", secrets.token_bytes(8 * block))
+
+
+def _close_raffle(db, raffle_id, requests):
+    """Close a raffle; return whether it was open."""
+    closed = db.execute(
+        """
+        UPDATE raffle
+        SET available_tickets = 0, closed_at = max(created_at, ?)
+        WHERE id = ? AND available_tickets > 0
+        """,
+        (_now(), raffle_id),
+    ).rowcount
+    return [closed]
+
+
+def _store_tickets_digest(db, raffle_id, requests):
+    db.execute(
+        """
+        UPDATE raffle
+        SET tickets_sha256 = ?
+        WHERE id = ?
+        """,
+        (*requests, raffle_id),
+    )
+    return [None]
+
+
+def _delete_rows(db, key, requests):
+    """Delete up to ROWS_PER_COMMIT rows of a table, of a raffle that is closed and not drawn; return how many."""
+    table, raffle_id = key
+    deleted = db.execute(
+        f"""
+        DELETE FROM {table}
+        WHERE (raffle, position) IN (
+            SELECT {table}.raffle, {table}.position
+            FROM raffle
+            JOIN {table} ON {table}.raffle = raffle.sequence
+            WHERE raffle.id = ? AND raffle.available_tickets = 0 AND raffle.winners_drawn = 0
+            LIMIT ?
+        )
+        """,
+        (raffle_id, ROWS_PER_COMMIT),
+    )
+    return [deleted.rowcount]
 
 
 def _begin_draw(db, raffle_id, requests):
@@ -492,24 +661,6 @@ def _begin_draw(db, raffle_id, requests):
     ).fetchone()
     (data_version,) = db.execute("PRAGMA data_version").fetchone()
     return [(secret, data_version)]
-
-
-def _delete_wins(db, raffle_id, requests):
-    """Delete up to WINS_PER_COMMIT wins of a raffle that has not been drawn; return how many."""
-    deleted = db.execute(
-        """
-        DELETE FROM win
-        WHERE (raffle, position) IN (
-            SELECT win.raffle, win.position
-            FROM raffle
-            JOIN win ON win.raffle = raffle.sequence
-            WHERE raffle.id = ? AND raffle.winners_drawn = 0
-            LIMIT ?
-        )
-        """,
-        (raffle_id, WINS_PER_COMMIT),
-    )
-    return [deleted.rowcount]
 
 
 def _insert_wins(db, raffle_id, requests):
@@ -532,16 +683,39 @@ def _mark_drawn(db, raffle_id, requests):
     # A second server on this file (unsupported) may have stored wins of its own draw.
     if db.execute("PRAGMA data_version").fetchone() != (data_version,):
         raise DatabaseUnavailable
-    # A draw comes after the last ticket, even if the clock is put back.
+    # A draw comes after the closing, even if the clock is put back.
     db.execute(
         """
         UPDATE raffle
-        SET winners_drawn = 1, drawn_at = max(?, sold_out_at), public_randomness = ?, wins_sha256 = ?
+        SET winners_drawn = 1, drawn_at = max(?, closed_at), public_randomness = ?, wins_sha256 = ?
         WHERE id = ?
         """,
         (_now(), public_randomness, digest, raffle_id),
     )
     return [None]
+
+
+def _redeem_prize(db, key, requests):
+    """Store when a prize was redeemed; of several requests the first succeeds."""
+    raffle_id, ticket_number = key
+    redeemed = db.execute(
+        """
+        UPDATE win
+        SET redeemed_at = ?
+        WHERE raffle = (SELECT sequence FROM raffle WHERE id = ?) AND ticket_number = ? AND redeemed_at IS NULL
+        """,
+        (requests[0], raffle_id, ticket_number),
+    ).rowcount
+    (redeemed_at,) = db.execute(
+        """
+        SELECT redeemed_at
+        FROM win
+        WHERE raffle = (SELECT sequence FROM raffle WHERE id = ?) AND ticket_number = ?
+        """,
+        (raffle_id, ticket_number),
+    ).fetchone()
+    outcomes = [PrizeAlreadyRedeemed(redeemed_at) for _ in requests]
+    return [None, *outcomes[1:]] if redeemed else outcomes
 
 
 def _add_draw_commitment(db):
@@ -558,6 +732,22 @@ def _add_draw_commitment(db):
         )
 
 
+def _add_closing(db):
+    """Version 4: a raffle can be closed before it is sold out, announce its randomness, and have prizes redeemed."""
+    db.execute("ALTER TABLE raffle RENAME COLUMN sold_out_at TO closed_at")
+    db.execute(
+        """
+        ALTER TABLE raffle
+        ADD COLUMN issued_tickets INTEGER
+        CHECK (issued_tickets BETWEEN 0 AND total_tickets AND available_tickets IN (0, total_tickets - issued_tickets))
+        """
+    )
+    db.execute("UPDATE raffle SET issued_tickets = total_tickets - available_tickets")
+    db.execute("ALTER TABLE raffle ADD COLUMN tickets_sha256 TEXT CHECK (length(tickets_sha256) = 64)")
+    db.execute("ALTER TABLE raffle ADD COLUMN randomness_source TEXT")
+    db.execute("ALTER TABLE win ADD COLUMN redeemed_at TEXT")
+
+
 def _first(rows):
     if not rows:
         raise RaffleNotFound
@@ -568,31 +758,16 @@ def _now():
     return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _raffle(raffle_id, name, total_tickets, available_tickets, created_at, draw_commitment, winners_drawn):
-    return {
-        "id": raffle_id,
-        "name": name,
-        "total_tickets": total_tickets,
-        "available_tickets": available_tickets,
-        "winners_drawn": bool(winners_drawn),
-        "created_at": created_at,
-        "draw_commitment": draw_commitment,
-    }
-
-
 def _require_page(limit, cursor, maximum):
     if not 1 <= limit <= maximum or cursor == 0:
         raise InvalidPage
 
 
-def _page(keyed, limit):
-    """Split (key, item) pairs, one more than fit if there is another page, into the page and the next cursor."""
-    page = keyed[:limit]
-    return [item for _, item in page], page[-1][0] if len(keyed) > limit else None
-
-
-def _page_of_wins(rows, limit):
-    return _page([(position, {"ticket_number": number, "prize": name}) for position, number, name in rows], limit)
+def _page(rows, key, limit):
+    """Return rows, one more than fit if another page follows, as dicts without `key`, and the next cursor or None."""
+    page = [dict(row) for row in rows[:limit]]
+    keys = [item.pop(key) for item in page]
+    return page, keys[-1] if len(rows) > limit else None
 
 
 def _code(secret):

@@ -86,11 +86,17 @@ class Client(webtest.TestApp):
         self.sell_out(raffle)
         return raffle
 
+    def close(self, raffle, address=MANAGER, status=200):
+        return self.request_from(address, "POST", f"{raffle}close/", status=status)
+
     def draw(self, raffle, address=MANAGER, status=201, body=None):
         return self.request_from(address, "POST", f"{raffle}winners/", body, status)
 
     def verify(self, raffle, ticket, status=200):
         return self.request_from("10.1.0.1", "POST", f"{raffle}verify-ticket/", ticket, status)
+
+    def redeem(self, raffle, ticket, status=201, address=MANAGER):
+        return self.request_from(address, "POST", f"{raffle}redeem/", ticket, status)
 
     def pages(self, path):
         """Return all pages from a path on."""

@@ -15,15 +15,20 @@ def test_a_manager_creates_a_raffle(client):
         "name",
         "total_tickets",
         "available_tickets",
+        "issued_tickets",
         "winners_drawn",
         "created_at",
+        "closed_at",
+        "randomness_source",
         "draw_commitment",
+        "tickets_sha256",
         "prizes",
     ]
     assert re.fullmatch(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", created["id"])
     assert created["name"] == "Summer fair"
     assert created["total_tickets"] == created["available_tickets"] == 10
-    assert created["winners_drawn"] is False
+    assert (created["issued_tickets"], created["winners_drawn"]) == (0, False)
+    assert created["closed_at"] is created["randomness_source"] is created["tickets_sha256"] is None
     assert created["prizes"] == PRIZES
     created_at = datetime.strptime(created["created_at"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=timezone.utc)
     assert abs(datetime.now(timezone.utc) - created_at) < timedelta(minutes=1)

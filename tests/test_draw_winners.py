@@ -12,7 +12,7 @@ def test_the_wins_are_in_the_order_of_the_prizes_and_each_ticket_wins_once(clien
     assert client.get(f"{raffle}winners/").json == []
     response = client.draw(raffle)
     assert [win["prize"] for win in response.json] == WON
-    assert [list(win) for win in response.json] == [["ticket_number", "prize"]] * 5
+    assert [list(win) for win in response.json] == [["ticket_number", "prize", "redeemed_at"]] * 5
     numbers = {win["ticket_number"] for win in response.json}
     assert len(numbers) == 5
     assert numbers <= set(range(1, 9))

@@ -38,7 +38,7 @@ def connect_traced(*arguments, **options):
     return connection
 
 connect, sqlite3.connect = sqlite3.connect, connect_traced
-storage.WINS_PER_COMMIT = 400
+storage.ROWS_PER_COMMIT = 400
 raffle.main()
 """
 
@@ -95,7 +95,7 @@ def test_a_draw_is_kept_whole_or_not_at_all_whichever_statement_the_process_is_k
         # As another draw has left them that was interrupted.
         with closing(sqlite3.connect(database)) as connection:
             connection.execute("DELETE FROM win")
-            connection.executemany("INSERT INTO win VALUES (1, ?, ?, 1)", ((n, n) for n in range(1, 1_001)))
+            connection.executemany("INSERT INTO win VALUES (1, ?, ?, 1, NULL)", ((n, n) for n in range(1, 1_001)))
             connection.commit()
         server = serve(program=("-c", KILLED_IN_A_DRAW.format(statements=statements)))
         assert server.request("GET", f"{raffle}winners/")[2] == []
@@ -119,7 +119,7 @@ def test_a_draw_is_kept_whole_or_not_at_all_whichever_statement_the_process_is_k
 
 def test_the_order_to_stop_ends_a_draw_at_its_next_commit(serve, database):
     raffle = fill(database, 1_000, [{"name": "Pen", "amount": 1_000}])
-    server = serve(program=("-c", "import storage, raffle; storage.WINS_PER_COMMIT = 1; raffle.main()"))
+    server = serve(program=("-c", "import storage, raffle; storage.ROWS_PER_COMMIT = 1; raffle.main()"))
     with ThreadPoolExecutor(1) as pool:
         drawing = pool.submit(server.request, "POST", f"{raffle}winners/")
         with closing(sqlite3.connect(database)) as connection:

@@ -65,7 +65,7 @@ def test_sold_out_is_sold_out_except_for_the_repeat(client):
     client.draw(raffle)
     again = client.participate(raffle, Idempotency_Key=KEY)
     assert again.json == first.json
-    assert client.verify(raffle, again.json).json == {"has_won": True, "prize": "Bicycle"}
+    assert client.verify(raffle, again.json).json == {"has_won": True, "prize": "Bicycle", "redeemed_at": None}
 
 
 @pytest.mark.parametrize("key", ["x" * 16, "x" * 255, '"8e03978e-40d5-43dd-bc93-6894a57f9324"', "!~" * 8])

@@ -81,9 +81,11 @@ def follow_links(client, answer):
 
 
 def test_a_raffle_can_be_played_by_following_links(client):
-    answers = follow_links(client, client.create(total_tickets=1))
-    verdict = follow_links(client, answers["participate"])["verify_ticket"].json
-    assert verdict == {"has_won": True, "prize": "Bicycle"}
+    answers = follow_links(client, client.create(total_tickets=2))
+    of_ticket = follow_links(client, answers["participate"])
+    assert of_ticket["verify_ticket"].json == {"has_won": True, "prize": "Bicycle", "redeemed_at": None}
+    assert of_ticket["redeem_prize"].json["prize"] == "Bicycle"
+    assert answers["close_raffle"].json["issued_tickets"] == 1
     receipt = follow_links(client, answers["draw_winners"])["get_receipt"].json
     assert receipt["raffle_id"] == answers["get_raffle"].json["id"]
     assert answers["list_winners"].json == answers["draw_winners"].json

@@ -51,7 +51,7 @@ def test_a_whole_raffle(serve):
     with ThreadPoolExecutor(16) as pool:
         for ticket, (status, _, verdict) in zip(tickets, pool.map(verify, tickets)):
             prize = prizes.get(ticket["ticket_number"])
-            assert (status, verdict) == (200, {"has_won": prize is not None, "prize": prize})
+            assert (status, verdict) == (200, {"has_won": prize is not None, "prize": prize, "redeemed_at": None})
         mixed = [
             {**ticket, "verification_code": other["verification_code"]}
             for ticket, other in zip(tickets, tickets[1:] + tickets[:1])

@@ -206,7 +206,7 @@ def test_what_another_program_has_not_checkpointed_yet_is_left_alone(monkeypatch
     ("version", "made_by"),
     [
         (1, "a version of this program that is too old"),
-        (4, "a newer version of this program"),
+        (5, "a newer version of this program"),
     ],
 )
 def test_the_database_of_another_version_is_refused(monkeypatch, database, version, made_by):

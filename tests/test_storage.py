@@ -121,7 +121,7 @@ def test_winners_do_not_exist_before_the_draw(store, look):
 
 @pytest.mark.parametrize("step", range(1, 8))
 def test_two_servers_on_one_file_never_mix_their_draws(store, database, monkeypatch, step):
-    monkeypatch.setattr(storage, "WINS_PER_COMMIT", 2)
+    monkeypatch.setattr(storage, "ROWS_PER_COMMIT", 2)
     raffle_id = store.create_raffle("Fair", 6, [{"name": "Book", "amount": 6}])["id"]
     issue(store, raffle_id, range(6))
     other = Storage(database)
@@ -156,16 +156,17 @@ def test_a_read_that_fails_after_the_draw_does_not_hide_that_it_is_stored(store,
         return write(*arguments)
 
     monkeypatch.setattr(store.database, "write", write_and_fail)
-    assert store.draw_winners(raffle_id) == ([{"ticket_number": 1, "prize": "Bicycle"}], None)
+    wins = [{"ticket_number": 1, "prize": "Bicycle", "redeemed_at": None}]
+    assert store.draw_winners(raffle_id) == (wins, None)
 
 
 @pytest.mark.parametrize(
     ("sql", "message"),
     [
-        ("INSERT INTO win VALUES (1, 2, 1, 1)", "UNIQUE constraint failed: win.raffle, win.ticket_number"),
-        ("INSERT INTO win VALUES (1, 1, 2, 1)", "UNIQUE constraint failed: win.raffle, win.position"),
-        ("INSERT INTO win VALUES (1, 2, 2, 9)", "FOREIGN KEY constraint failed"),
-        ("INSERT INTO win VALUES (1, 2, 0, 1)", "CHECK constraint failed: ticket_number >= 1"),
+        ("INSERT INTO win VALUES (1, 2, 1, 1, NULL)", "UNIQUE constraint failed: win.raffle, win.ticket_number"),
+        ("INSERT INTO win VALUES (1, 1, 2, 1, NULL)", "UNIQUE constraint failed: win.raffle, win.position"),
+        ("INSERT INTO win VALUES (1, 2, 2, 9, NULL)", "FOREIGN KEY constraint failed"),
+        ("INSERT INTO win VALUES (1, 2, 0, 1, NULL)", "CHECK constraint failed: ticket_number >= 1"),
         (
             "INSERT INTO ticket VALUES (1, 1, x'7f000009', x'00', 1, x'00')",
             "UNIQUE constraint failed: ticket.raffle, ticket.number",
@@ -184,11 +185,11 @@ def test_a_read_that_fails_after_the_draw_does_not_hide_that_it_is_stored(store,
             "CHECK constraint failed: available_tickets BETWEEN 0 AND total_tickets",
         ),
         (
-            "UPDATE raffle SET available_tickets = 3, sold_out_at = NULL",
+            "UPDATE raffle SET available_tickets = 3, closed_at = NULL",
             "CHECK constraint failed: available_tickets BETWEEN 0 AND total_tickets",
         ),
         (
-            "UPDATE raffle SET available_tickets = 1, sold_out_at = NULL",
+            "UPDATE raffle SET available_tickets = 1, closed_at = NULL",
             "CHECK constraint failed: winners_drawn = 0 OR (winners_drawn = 1 AND available_tickets = 0)",
         ),
         (
@@ -236,6 +237,9 @@ CODES = {
     ("Open", 5): "Y58S-PAA9-H14J-72EZ-R91B-W1TJ",
 }
 
+# issued_tickets and closed_at of the raffles in version_2.sql, latest first.
+CLOSED = [(3, None), (2, "2026-11-24T13:31:11Z"), (3, "2026-11-24T13:31:11Z")]
+
 
 def test_the_raffles_of_version_2_go_on(database):
     with closing(sqlite3.connect(database)) as connection:
@@ -250,7 +254,8 @@ def test_the_raffles_of_version_2_go_on(database):
         ids = {name: raffle["id"] for name, raffle in raffles.items()}
         # What was stored of the draw still holds, and so do the codes.
         wins, _ = store.list_winners(ids["Drawn"], 10)
-        assert wins == [{"ticket_number": 2, "prize": "Bicycle"}, {"ticket_number": 3, "prize": "Größe"}]
+        assert [tuple(win.values()) for win in wins] == [(2, "Bicycle", None), (3, "Größe", None)]
+        assert [(raffle["issued_tickets"], raffle["closed_at"]) for raffle in raffles.values()] == CLOSED
         assert all(holds for _, holds in draw.check_draw(store.get_receipt(ids["Drawn"]), wins))
         again, *numbers, gone = issue(store, ids["Open"], [0x0A020001, 1, 2, 3, 4])
         assert (again, sorted(numbers), gone) == (AGAIN, [1, 2, 6], GONE)
@@ -260,5 +265,5 @@ def test_the_raffles_of_version_2_go_on(database):
                 store.draw_winners(ids[name])
             prizes[name] = {win["ticket_number"]: win["prize"] for win in store.list_winners(ids[name], 10)[0]}
         for (name, number), code in CODES.items():
-            assert store.verify_ticket(ids[name], number, code) == prizes[name].get(number)
+            assert store.verify_ticket(ids[name], number, code)["prize"] == prizes[name].get(number)
     assert {file.name for file in database.parent.iterdir()} == {"raffle.db", "raffle.db.version-2"}

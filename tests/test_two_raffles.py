@@ -16,6 +16,9 @@ def key(name, address):
     return f"{name}, {address}".replace(" ", "_").ljust(16, "_")
 
 
+DRAWN = {"available_tickets": 0, "issued_tickets": TICKETS, "winners_drawn": True}
+
+
 def test_two_raffles_in_one_database_are_kept_apart(client):
     created = {name: client.create(TICKETS, prizes, name).json for name, prizes in PRIZES.items()}
     paths = {name: f"/raffles/{raffle['id']}/" for name, raffle in created.items()}
@@ -31,7 +34,8 @@ def test_two_raffles_in_one_database_are_kept_apart(client):
         drawn = client.draw(path, body={"public_randomness": name})
         wins[name] = drawn.json
         after = {other: client.get(paths[other]).json for other in paths}
-        assert after == {**before, name: {**created[name], "available_tickets": 0, "winners_drawn": True}}
+        assert after == {**before, name: {**created[name], **DRAWN, "closed_at": after[name]["closed_at"]}}
+        created[name] = after[name]
 
     for name, path in paths.items():
         assert created[name]["name"] == name
@@ -50,7 +54,7 @@ def test_two_raffles_in_one_database_are_kept_apart(client):
     for member in ("draw_commitment", "secret", "wins_sha256"):
         assert len({receipt[member] for receipt in receipts.values()}) == 2
 
-    listed = [{**created[name], "available_tickets": 0, "winners_drawn": True} for name in reversed(list(PRIZES))]
+    listed = [{**created[name]} for name in reversed(list(PRIZES))]
     for raffle in listed:
         del raffle["prizes"]
     assert client.get("/raffles/").json == listed
@@ -62,7 +66,8 @@ def test_two_raffles_in_one_database_are_kept_apart(client):
         assert sorted(ticket["ticket_number"] for ticket in tickets[name].values()) == list(range(1, TICKETS + 1))
         for address, ticket in tickets[name].items():
             prize = won.get(ticket["ticket_number"])
-            assert client.verify(path, ticket).json == {"has_won": prize is not None, "prize": prize}
+            verdict = {"has_won": prize is not None, "prize": prize, "redeemed_at": None}
+            assert client.verify(path, ticket).json == verdict
             assert client.participate(path, address, Idempotency_Key=key(name, address)).json == ticket
             foreign = client.participate(path, address, status=410, Idempotency_Key=key(other, address))
             assert_problem(foreign, "Tickets to this raffle are no longer available")
