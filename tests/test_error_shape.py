@@ -28,6 +28,10 @@ TICKET = {"ticket_number": 1, "verification_code": "x"}
         ("POST", f"{UNKNOWN}winners/", None, 404),
         ("GET", f"{UNKNOWN}winners/", None, 404),
         ("POST", f"{UNKNOWN}verify-ticket/", TICKET, 404),
+        ("POST", f"{UNKNOWN}redeem/", TICKET, 404),
+        ("POST", f"{UNKNOWN}close/", None, 404),
+        ("GET", f"{UNKNOWN}tickets/", None, 404),
+        ("GET", f"{UNKNOWN}tickets/?limit=x", None, 404),
         ("GET", "/nothing/here", None, 404),
     ],
 )
@@ -41,7 +45,7 @@ def test_a_stranger_gets_a_problem(client):
 
 
 def test_a_body_that_is_not_called_json_gets_a_problem(client):
-    for path in ("/raffles/", f"{UNKNOWN}verify-ticket/"):
+    for path in ("/raffles/", f"{UNKNOWN}verify-ticket/", f"{UNKNOWN}redeem/"):
         assert_problem(client.request_from(MANAGER, "POST", path, TICKET, 415, Content_Type="text/plain"))
 
 
@@ -68,6 +72,9 @@ def test_each_refusal_of_a_raffle_is_a_problem(client):
         (f"{UNKNOWN}participate/", "POST"),
         (f"{UNKNOWN}winners/", "GET, HEAD, POST"),
         (f"{UNKNOWN}verify-ticket/", "POST"),
+        (f"{UNKNOWN}close/", "POST"),
+        (f"{UNKNOWN}redeem/", "POST"),
+        (f"{UNKNOWN}tickets/", "GET, HEAD"),
     ],
 )
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "OPTIONS"])

@@ -148,6 +148,9 @@ class Fuzzer:
                 (b"POST", raffle + b"winners/", {"public_randomness": "7 13 21"}),
                 (b"GET", raffle + b"winners/", None),
                 (b"GET", raffle + b"draw/", None),
+                (b"GET", raffle + b"tickets/", None),
+                *[(b"POST", raffle + b"close/", None)] * self.chance(0.2),
+                (b"POST", raffle + b"redeem/", ticket),
                 (b"GET", self.random.choice([b"/", b"/health/", b"/openapi.json"]), None),
                 (b"POST", raffle + b"verify-ticket/", ticket),
             ]
@@ -269,17 +272,18 @@ def assert_invariants(database):
 
         assert rows("PRAGMA integrity_check") == [("ok",)]
         assert rows("PRAGMA foreign_key_check") == []
-        raffles = rows("SELECT sequence, total_tickets, available_tickets, winners_drawn FROM raffle")
-        for raffle, total, available, drawn in raffles:
+        raffles = rows("SELECT sequence, total_tickets, issued_tickets, available_tickets, winners_drawn FROM raffle")
+        for raffle, total, issued, available, drawn in raffles:
             numbers = [number for (number,) in rows(f"SELECT number FROM ticket WHERE raffle = {raffle}")]
-            assert len(numbers) == total - available
+            assert len(numbers) == issued
+            assert available in (0, total - issued)
             assert all(1 <= number <= total for number in numbers)
             participants = rows(f"SELECT DISTINCT participant FROM ticket WHERE raffle = {raffle}")
             assert len(participants) == len(numbers)
             [(amounts,)] = rows(f"SELECT sum(amount) FROM prize WHERE raffle = {raffle}")
             assert amounts <= total
             wins = rows(f"SELECT DISTINCT ticket_number FROM win WHERE raffle = {raffle}")
-            assert len(wins) == (amounts if drawn else 0)
+            assert len(wins) == (min(amounts, issued) if drawn else 0)
             if not available:
                 assert rows(f"SELECT * FROM displaced WHERE raffle = {raffle}") == []
         assert any(drawn for *_, drawn in raffles)
