@@ -192,9 +192,7 @@ class Database:
                     writer.execute(f"PRAGMA user_version = {step + 1}")
                 writer.execute("COMMIT")
                 if version < newest:
-                    log.info(
-                        "Upgraded %s from version %d to %d; %s holds the old one", self.path, version, newest, copy
-                    )
+                    log.info("Upgraded %s from version %d to %d", self.path, version, newest)
             self._file_state, self._wal_state = _state(self.path), _state(self._wal_path)
             on_failure.pop_all()
             return writer

@@ -114,7 +114,7 @@ def test_a_close_and_participants_at_once_leave_every_ticket_listed_or_refused(s
 
 
 @pytest.mark.parametrize("finish", ["close", "draw"])
-@pytest.mark.parametrize("step", range(1, 5))
+@pytest.mark.parametrize("step", range(1, 4))
 def test_a_close_that_was_interrupted_is_finished_by_a_repeated_close_or_by_the_draw(
     client, look, monkeypatch, step, finish
 ):

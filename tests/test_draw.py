@@ -36,7 +36,7 @@ PRIZES = [{"name": "Bicycle", "amount": 1}, {"name": "Book", "amount": 5}, {"nam
 SENTENCES = {
     "algorithm": "The draw was made by raffle-draw-1",
     "secret": "The secret is the committed one",
-    "wins": "The 12 wins follow from the secret and the public randomness",
+    "wins": "The wins follow from the secret and the public randomness",
     "digest": "The wins have the digest of the receipt",
     "order": "The raffle was created, closed and drawn in this order",
 }
@@ -408,7 +408,7 @@ def test_a_raffle_is_checked_at_its_address_page_by_page(serve, database, tmp_pa
         done = run_alone(tmp_path, spelled)
         assert (done.returncode, done.stderr) == (0, "")
         sentences = [OF_RAFFLE, *SENTENCES.values()]
-        held = [f"holds  {sentence}".replace(" 12 ", " 20001 ") for sentence in sentences]
+        held = [f"holds  {sentence}" for sentence in sentences]
         assert done.stdout.splitlines()[:7] == [*held, "This program cannot check:"]
 
 
