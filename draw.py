@@ -11,16 +11,18 @@ program prints what holds, and exits with 0 if everything does.
 The recipe "raffle-draw-1", for programs that check a draw by themselves. It
 follows RFC 3797: the algorithm and the inputs are fixed in advance, except for
 one input that nobody can predict. Text is UTF-8. Integers are unsigned and
-big-endian. Secrets and hashes are written as lower-case hexadecimal digits.
+big-endian; words need all 64 bits (BigInt in JavaScript). Secrets and hashes are
+written as lower-case hexadecimal digits. No text is normalized.
 
 1. When a raffle is created, the server makes a secret of 32 random bytes. It
    publishes the SHA-256 of the secret as draw_commitment, and the secret itself
    after the draw.
 2. The key is the SHA-256 of these bytes, concatenated: the 13 characters
-   "raffle-draw-1", the 36 characters of the raffle's id, the 32 bytes of the
-   secret, and public_randomness.
-3. For counter = 0, 1, 2..., compute SHA-256(key + counter as 8 bytes). Each
-   digest gives four words of 8 bytes. Use the words in this order.
+   "raffle-draw-1", the 36 characters of the raffle's id in lower case, the 32
+   bytes of the secret, and public_randomness.
+3. For counter = 0, 1, 2..., compute the SHA-256 of 40 bytes: the 32 bytes of the
+   key, then counter as 8 bytes. Each digest gives four words of 8 bytes. Use the
+   words in this order.
 4. Cells 1 to issued_tickets hold the numbers of the issued tickets, ascending.
    So in a raffle that sold out, each cell holds its own number. Set last to
    issued_tickets.
@@ -38,18 +40,33 @@ big-endian. Secrets and hashes are written as lower-case hexadecimal digits.
    of one line per issued ticket, ascending: the number in decimal, and a line
    feed. It is published when the raffle is closed. Otherwise it is null.
 
+Also check that the secret has the SHA-256 draw_commitment; that the raffle showed
+the same id, total_tickets, prizes, created_at, randomness_source and
+draw_commitment before the draw; that raffle_id and secret have their lengths,
+because step 2 concatenates them; that total_tickets is an integer from 1 to
+2^53 - 1 and the amounts are integers of 1 or more, at most total_tickets
+together; that the issued tickets ascend from 1 to total_tickets; and that
+created_at, closed_at and drawn_at (YYYY-MM-DDThh:mm:ssZ) are in this order.
+
 Test vectors, all with the id 9b2f6a54-6d0c-4b7e-9a35-0c8a3c1f7d21 and the
 secret 00 01 02 ... 1f:
 
     10 tickets; 1 Bicycle, 3 Book; "lottery 2026-07-04: 7 13 21 34 42 49"
       winners: 4, 2, 7, 10
       wins_sha256: 7dc61bb660d533dca6650ac11ce8e63e8044e4010cdc2ed4eb1f8546e764c327
-    1099511627776 tickets; 3 Pen; "drand 5000000: é"
-      winners: 749861834868, 739518757960, 205935867619
-      wins_sha256: 35d55d7b81415549cf7767e1244d43c477aecf4bf3e205de9e1064ee65e32649
     9002803354665472 tickets; 3 Pen; "round 2166" (one word is discarded)
       winners: 8754881462932720, 2225132005341526, 369873194124492
       wins_sha256: 43467741fc4037f17e4685772b880cef8445656da7e016aa8f95b45568aa3ed7
+    10 tickets; 4 Füße, 2 Buch 📚, 4 Füße; "round 2166"
+      winners: 6, 8, 7, 2, 4, 9, 5, 10, 3, 1
+      wins_sha256: 6d10641aef8b09e481e6b1cd21bdc5e92a88830c069f609070dead37a4195b42
+    1099511627776 tickets; 3 Pen; "drand 5000000: Å" (U+212B)
+      winners: 447160495415, 49267881755, 813110503161
+      wins_sha256: 5021251e979d9712c87cb993eb7b9b466dc8abcdab718229f4d86cc7e6271dec
+    100 tickets, of which 2, 3, 5, 8, 13 were issued; 3 Pen; "round 2166"
+      winners: 2, 8, 13
+      wins_sha256: 3fd383aee0bb0f7cfedf04ad82d9851df5dcbb832505284b1e4e53d66562ac07
+      tickets_sha256: 6e63630de263d4d328ff7850848e697b303a22d6103bbf701ce61801e7d81524
 """
 
 import argparse

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import unicodedata
 from array import array
 from contextlib import suppress
 from functools import partial
@@ -26,9 +27,15 @@ import storage
 RAFFLE_ID = "9b2f6a54-6d0c-4b7e-9a35-0c8a3c1f7d21"
 SECRET = bytes(range(32))
 VECTORS = [
-    (int(total), [(name, int(amount)) for amount, name in re.findall(r"(\d+) (\w+)", prizes)], *rest)
-    for total, prizes, *rest in re.findall(
-        r'(\d+) tickets; (.+); "(.+)".*\n +winners: ([\d, ]+)\n +wins_sha256: ([0-9a-f]{64})\n', draw.__doc__
+    (
+        [int(number) for number in issued.split(", ")] if issued else range(1, int(total) + 1),
+        [(name, int(amount)) for amount, name in re.findall(r"(\d+) ([^,;]+)", prizes)],
+        *rest,
+    )
+    for total, issued, prizes, *rest in re.findall(
+        r'(\d+) tickets(?:, of which (.+) were issued)?; (.+); "(.+)".*\n'
+        r" +winners: ([\d, ]+)\n +wins_sha256: ([0-9a-f]{64})\n(?: +tickets_sha256: ([0-9a-f]{64})\n)?",
+        draw.__doc__,
     )
 ]
 # Twelve of twelve: the chance that another draw comes out the same is less than 1e-8.
@@ -49,62 +56,99 @@ CHUNKED = "Transfer-Encoding: chunked"
 # The draw
 
 
-def recipe(raffle_id, secret, public_randomness, total_tickets, prizes):
+def recipe(raffle_id, secret, public_randomness, tickets, prizes, mistake=None):
     """Follow the docstring's steps, with none of the program's code: return the wins and wins_sha256."""
+    if mistake == "normalization":
+        public_randomness = unicodedata.normalize("NFC", public_randomness)
     key = hashlib.sha256(b"raffle-draw-1" + raffle_id.encode() + secret + public_randomness.encode()).digest()
     words, counter = [], 0
-    cells, last = {}, total_tickets
+    cells, last = {}, len(tickets)
     wins = []
     for name, amount in prizes:
         for _ in range(amount):
             while True:
                 if not words:
-                    digest = hashlib.sha256(key + counter.to_bytes(8, "big")).digest()
+                    order = "little" if mistake == "little-endian counter" else "big"
+                    digest = hashlib.sha256(key + counter.to_bytes(8, order)).digest()
                     words = [int.from_bytes(digest[i : i + 8], "big") for i in (0, 8, 16, 24)]
-                    counter += 1
+                    counter += mistake != "the first digest again"
                 word = words.pop(0)
-                if word < 2**64 // last * last:
+                if word < 2**64 // last * last or mistake == "no rejection":
                     break
+            if mistake == "words of 53 bits":
+                word = int(float(word))
             cell = word % last + 1
-            wins.append((cells.get(cell, cell), name))
-            cells[cell] = cells.get(last, last)
+            rank = cells.get(cell, cell)
+            wins.append((rank if mistake == "cells as numbers" else tickets[rank - 1], name))
+            cells[cell] = last if mistake == "a moved number is not moved again" else cells.get(last, last)
             last -= 1
-    lines = "".join(f"{number} {len(name.encode())} {name}\n" for number, name in wins)
+    lines = "".join(
+        f"{number} {len(name if mistake == 'length in characters' else name.encode())} {name}\n"
+        for number, name in wins
+    )
     return wins, hashlib.sha256(lines.encode()).hexdigest()
 
 
-def program(raffle_id, secret, public_randomness, total_tickets, prizes):
+def program(raffle_id, secret, public_randomness, tickets, prizes):
     """Do the same with the program's code."""
     amount = sum(amount for _, amount in prizes)
-    numbers = draw.winning_numbers(raffle_id, secret, public_randomness, range(1, total_tickets + 1), amount)
+    numbers = draw.winning_numbers(raffle_id, secret, public_randomness, tickets, amount)
     wins = list(zip(numbers, draw.prize_of_each_win(prizes)))
     return wins, draw.digest_of_wins(wins)
 
 
 @pytest.mark.parametrize("make", [recipe, program])
 def test_the_vectors_are_drawn(make):
-    assert len(VECTORS) == 3
+    assert len(VECTORS) == 5
     assert RAFFLE_ID in draw.__doc__
-    for total, prizes, public_randomness, numbers, digest in VECTORS:
-        wins, found = make(RAFFLE_ID, SECRET, public_randomness, total, prizes)
+    for tickets, prizes, public_randomness, numbers, digest, tickets_sha256 in VECTORS:
+        wins, found = make(RAFFLE_ID, SECRET, public_randomness, tickets, prizes)
         assert ", ".join(str(number) for number, _ in wins) == numbers
         assert found == digest
+        assert not tickets_sha256 or draw.digest_of_tickets(tickets) == tickets_sha256
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        "normalization",
+        "little-endian counter",
+        "the first digest again",
+        "no rejection",
+        "words of 53 bits",
+        "cells as numbers",
+        "a moved number is not moved again",
+        "length in characters",
+    ],
+)
+def test_a_usual_mistake_in_a_port_is_found_by_a_vector(mistake):
+    found = [
+        recipe(RAFFLE_ID, SECRET, public_randomness, tickets, prizes, mistake)[1] != digest
+        for tickets, prizes, public_randomness, _, digest, _ in VECTORS
+    ]
+    assert any(found)
 
 
 def test_the_recipe_and_the_program_draw_the_same():
     for n in range(200):
-        inputs = (RAFFLE_ID, hashlib.sha256(b"%d" % n).digest(), f"{n} é", n + 3, [("Pen", 1), ("Größe", n + 1)])
+        inputs = (
+            RAFFLE_ID,
+            hashlib.sha256(b"%d" % n).digest(),
+            f"{n} é",
+            range(1, n + 4),
+            [("Pen", 1), ("Größe", n + 1)],
+        )
         assert recipe(*inputs) == program(*inputs)
 
 
 def test_every_input_changes_the_draw():
-    usual = (RAFFLE_ID, SECRET, "x", 2**40, [("Pen", 3)])
+    usual = (RAFFLE_ID, SECRET, "x", range(1, 2**40 + 1), [("Pen", 3)])
     changed = [
         (RAFFLE_ID.replace("9", "8", 1), *usual[1:]),
         (RAFFLE_ID, bytes([1, *SECRET[1:]]), *usual[2:]),
         (*usual[:2], "y", *usual[3:]),
         (*usual[:2], "x ", *usual[3:]),
-        (*usual[:3], 2**40 + 1, usual[4]),
+        (*usual[:3], range(1, 2**40 + 2), usual[4]),
     ]
     draws = [[number for number, _ in program(*inputs)[0]] for inputs in (usual, *changed)]
     assert len({tuple(numbers) for numbers in draws}) == len(draws)
@@ -130,7 +174,7 @@ def test_the_receipt_has_all_that_the_check_needs_and_nothing_of_the_participant
     raffle = client.get(path).json
     secret = bytes.fromhex(receipt["secret"])
     prizes = [(prize["name"], prize["amount"]) for prize in PRIZES]
-    expected, digest = recipe(raffle["id"], secret, "7 13 21", 12, prizes)
+    expected, digest = recipe(raffle["id"], secret, "7 13 21", range(1, 13), prizes)
     assert list(receipt.items()) == [
         ("algorithm", "raffle-draw-1"),
         ("raffle_id", raffle["id"]),
