@@ -26,30 +26,47 @@ MAX_BODY = 2**20  # bytes
 MAX_TICKET_BODY = 4 * 2**10  # bytes
 MAX_NAME = 200  # characters
 
-# What storage refuses, and how a response says it.
+# What storage refuses: the status, the rule's name and the detail of the response.
 ERRORS = {
-    storage.RaffleNotFound: (404, "There is no raffle with this id"),
+    storage.RaffleNotFound: (404, "no-such-raffle", "There is no raffle with this id"),
     storage.InvalidPage: (
         400,
+        "invalid-page",
         f"limit must be an integer from 1 to the longest page ({storage.MAX_RAFFLES_PER_PAGE} raffles, "
         f"{storage.MAX_WINS_PER_PAGE} wins or tickets), and cursor one from a Link header",
     ),
-    storage.TicketsNoLongerAvailable: (410, "Tickets to this raffle are no longer available"),
-    storage.RaffleAlreadyClosed: (403, "The raffle has already been closed"),
-    storage.AlreadyParticipated: (403, "Your ip address has already participated in this raffle"),
-    storage.WinnersAlreadyDrawn: (403, "Winners for the raffle have already been drawn"),
-    storage.TicketsStillAvailable: (403, "Winners can't be drawn when tickets are still available"),
-    storage.ReceiptNotFound: (404, "Winners for the raffle have not been drawn yet"),
-    storage.PublicRandomnessRequired: (400, "This raffle is drawn with public_randomness from its source: {}"),
-    storage.WinnersNotDrawn: (400, "Winners for the raffle have not been drawn yet"),
-    storage.InvalidVerificationCode: (400, "Invalid verification code"),
-    storage.TicketHasNotWon: (403, "This ticket has not won a prize"),
-    storage.PrizeAlreadyRedeemed: (403, "The prize of this ticket was already redeemed at {}"),
-    storage.DatabaseUnavailable: (503, "The database cannot be read or written at the moment"),
+    storage.TicketsNoLongerAvailable: (410, "no-tickets-left", "Tickets to this raffle are no longer available"),
+    storage.RaffleAlreadyClosed: (403, "already-closed", "The raffle has already been closed"),
+    storage.AlreadyParticipated: (
+        403,
+        "already-participated",
+        "Your ip address has already participated in this raffle",
+    ),
+    storage.WinnersAlreadyDrawn: (403, "already-drawn", "Winners for the raffle have already been drawn"),
+    storage.TicketsStillAvailable: (403, "tickets-left", "Winners can't be drawn when tickets are still available"),
+    storage.ReceiptNotFound: (404, "not-drawn", "Winners for the raffle have not been drawn yet"),
+    storage.PublicRandomnessRequired: (
+        400,
+        "randomness-required",
+        "This raffle is drawn with public_randomness from its source: {}",
+    ),
+    storage.WinnersNotDrawn: (400, "not-drawn", "Winners for the raffle have not been drawn yet"),
+    storage.InvalidVerificationCode: (400, "invalid-code", "Invalid verification code"),
+    storage.TicketHasNotWon: (403, "no-prize", "This ticket has not won a prize"),
+    storage.PrizeAlreadyRedeemed: (403, "already-redeemed", "The prize of this ticket was already redeemed at {}"),
+    storage.DatabaseUnavailable: (503, None, "The database cannot be read or written at the moment"),
 }
 
 encode = json.JSONEncoder(ensure_ascii=False).encode
 log = logging.getLogger("raffle")
+
+
+class Refused(HTTPError):
+    """A request is refused by the rule of this name, which the response's type repeats; None: the status says it all."""
+
+    def __init__(self, status, rule, detail):
+        super().__init__(status, detail)
+        self.rule = rule
 
 
 # Settings
@@ -173,7 +190,7 @@ def require_manager():
     """Return the manager's address that the request comes from. Raises HTTPError 403, 400."""
     address = client_address()
     if not any(address in network for network in request.app.settings["MANAGER_IPS"]):
-        raise HTTPError(403, "Your ip address is not a manager's")
+        raise Refused(403, "not-a-manager", "Your ip address is not a manager's")
     return address
 
 
@@ -210,7 +227,7 @@ def refuse_cross_site():
         host = request.environ.get("HTTP_HOST", "")
         allowed = not origin or origin.partition("://")[2].lower() == host.lower()
     if not allowed:
-        raise HTTPError(403, "Cross-origin requests are not allowed")
+        raise Refused(403, "cross-origin", "Cross-origin requests are not allowed")
 
 
 # The request
@@ -293,7 +310,7 @@ def require_prizes(prizes, total_tickets):
         amount = prize.get("amount")
         _require(type(amount) is int and amount >= 1, f"prizes[{index}].amount", "an integer of 1 or more")
     if sum(prize["amount"] for prize in prizes) > total_tickets:
-        raise HTTPError(400, "Too many prizes")
+        raise Refused(400, "too-many-prizes", "Too many prizes")
 
 
 def number_and_code():
@@ -342,8 +359,8 @@ def answer_json(callback):
         try:
             value = callback(**arguments)
         except tuple(ERRORS) as error:
-            status, detail = ERRORS[type(error)]
-            raise HTTPError(status, detail.format(*error.args)) from error
+            status, rule, detail = ERRORS[type(error)]
+            raise Refused(status, rule, detail.format(*error.args)) from error
         except HTTPError:
             raise
         except Exception as error:
@@ -364,7 +381,13 @@ def problem(error):
         response.set_header("Allow", ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set()))))
     if error.status_code == 503:
         response.set_header("Retry-After", "5")
-    body = {"type": "about:blank", "title": title, "status": int(status), "detail": error.body}
+    rule = getattr(error, "rule", None)
+    body = {
+        "type": f"urn:raffle:{rule}" if rule else "about:blank",
+        "title": title,
+        "status": int(status),
+        "detail": error.body,
+    }
     return send_json(body, "application/problem+json")
 
 

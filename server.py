@@ -1,5 +1,6 @@
 """waitress, and the few things it leaves undone. This module knows nothing of raffles."""
 
+import json
 import signal
 import socket
 import sys
@@ -50,10 +51,15 @@ class Request(HTTPRequestParser):
 
 
 class OwnAnswer(ErrorTask):
-    """What waitress answers by itself, with the headers that every answer has."""
+    """What waitress refuses by itself, as a problem (RFC 9457) with the headers that every response has."""
 
     def execute(self):
-        self.response_headers += [("X-Content-Type-Options", "nosniff"), ("Cache-Control", "no-store")]
+        error = self.request.error
+        problem = {"type": "about:blank", "title": error.reason, "status": error.code, "detail": error.body}
+        headers = [("X-Content-Type-Options", "nosniff"), ("Cache-Control", "no-store")]
+        headers += [("Content-Type", "application/problem+json")]
+        answer = (f"{error.code} {error.reason}", headers, f"{json.dumps(problem)}\n".encode())
+        error.to_response = lambda ident: answer
         super().execute()
 
 

@@ -19,7 +19,7 @@ FORMATS = {
     "uuid": r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}",
     "date-time": r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ",
 }
-UNDERSTOOD = {"type", "format", "pattern", "minLength", "maxLength", "minimum", "maximum", "const", "required"}
+UNDERSTOOD = {"type", "format", "pattern", "minLength", "maxLength", "minimum", "maximum", "const", "enum", "required"}
 UNDERSTOOD |= {"properties", "additionalProperties", "items", "minItems", "maxItems", "oneOf", "description", "default"}
 
 
@@ -42,6 +42,8 @@ def fits(value, schema):
     if kind and (not isinstance(value, TYPES[kind]) or (kind == "integer" and isinstance(value, bool))):
         return False
     if "const" in schema and value != schema["const"]:
+        return False
+    if "enum" in schema and value not in schema["enum"]:
         return False
     if "oneOf" in schema and sum(fits(value, one) for one in schema["oneOf"]) != 1:
         return False

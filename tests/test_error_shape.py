@@ -5,7 +5,8 @@ import uuid
 from contextlib import closing
 
 import pytest
-from helpers import MANAGER, ONE_PRIZE, Client, assert_problem
+from description import DESCRIPTION
+from helpers import MANAGER, ONE_PRIZE, README, Client, assert_problem
 
 import raffle
 import storage
@@ -153,3 +154,59 @@ def test_a_client_without_an_address_can_neither_participate_nor_manage(client, 
         client.request_from(address, "GET", raffle, status=200)
     assert client.get(raffle).json["available_tickets"] == 3
     assert "No client address can be determined from '1.2.3.4:80'" in caplog.text
+
+
+def test_every_refusal_of_a_rule_is_of_the_type_of_that_rule(client):
+    def of(response):
+        return response.json["type"].rpartition(":")[2]
+
+    raffle, drawn = client.new_raffle(2), client.new_raffle(9)
+    ticket = client.participate(raffle).json
+    announced = {"name": "Fair", "total_tickets": 1, "prizes": ONE_PRIZE, "randomness_source": "drand"}
+    sourced = f"/raffles/{client.request_from(MANAGER, 'POST', '/raffles/', announced).json['id']}/"
+    numbers = [client.participate(drawn, f"10.1.0.{n}").json for n in range(2)]
+    client.close(drawn)
+    client.close(sourced)
+    [win] = client.draw(drawn).json
+    won, lost = sorted(numbers, key=lambda one: one["ticket_number"] != win["ticket_number"])
+    client.redeem(drawn, won)
+    found = [
+        of(client.get(UNKNOWN, status=404)),
+        of(client.get(f"{raffle}winners/?limit=x", status=400)),
+        of(client.draw(raffle, "10.1.0.1", status=403)),
+        of(client.request_from(MANAGER, "POST", "/raffles/", status=403, Sec_Fetch_Site="cross-site")),
+        of(client.create(1, ONE_PRIZE * 2, status=400)),
+        of(client.participate(raffle, status=403)),
+        of(client.participate(drawn, status=410)),
+        of(client.close(drawn, status=403)),
+        of(client.draw(drawn, status=403)),
+        of(client.draw(raffle, status=403)),
+        of(client.draw(sourced, status=400)),
+        of(client.verify(raffle, ticket, status=400)),
+        of(client.verify(drawn, ticket, status=400)),
+        of(client.redeem(drawn, lost, status=403)),
+        of(client.redeem(drawn, won, status=403)),
+    ]
+    assert found == [
+        "no-such-raffle",
+        "invalid-page",
+        "not-a-manager",
+        "cross-origin",
+        "too-many-prizes",
+        "already-participated",
+        "no-tickets-left",
+        "already-closed",
+        "already-drawn",
+        "tickets-left",
+        "randomness-required",
+        "not-drawn",
+        "invalid-code",
+        "no-prize",
+        "already-redeemed",
+    ]
+    assert of(client.get(f"{raffle}draw/", status=404)) == "not-drawn"
+    about_blank, *described = DESCRIPTION["components"]["schemas"]["Problem"]["properties"]["type"]["enum"]
+    assert sorted(described) == sorted(f"urn:raffle:{name}" for name in found)
+    assert all(f"`{name}`" in README for name in found)
+    for response in (client.get("/nothing", status=404), client.create(0, status=400)):
+        assert response.json["type"] == about_blank == "about:blank"

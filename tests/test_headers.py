@@ -1,6 +1,9 @@
 """What every answer says besides its body."""
 
+import json
 import re
+
+from description import fits
 
 
 def test_no_answer_of_the_server_says_what_serves(serve):
@@ -26,5 +29,9 @@ def test_no_answer_of_the_server_says_what_serves(serve):
         assert head.split(b" ")[1] == status, request
         assert b"\r\nX-Content-Type-Options: nosniff" in head
         assert b"\r\nCache-Control: no-store" in head
+        if status != b"200":
+            assert b"\r\nContent-Type: application/problem+json" in head
+            assert fits(json.loads(body), {"$ref": "#/components/schemas/Problem"})
+            assert json.loads(body)["status"] == int(status)
         assert not re.search(b"(?i)waitress|bottle|python|\r\nserver:", head + body)
     assert " ERROR " not in server.log.read_text()
