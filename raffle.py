@@ -29,12 +29,7 @@ MAX_NAME = 200  # characters
 # What storage refuses: the status, the rule's name and the detail of the response.
 ERRORS = {
     storage.RaffleNotFound: (404, "no-such-raffle", "There is no raffle with this id"),
-    storage.InvalidPage: (
-        400,
-        "invalid-page",
-        f"limit must be an integer from 1 to the longest page ({storage.MAX_RAFFLES_PER_PAGE} raffles, "
-        f"{storage.MAX_WINS_PER_PAGE} wins or tickets), and cursor one from a Link header",
-    ),
+    storage.InvalidPage: (400, "invalid-page", "{}"),
     storage.TicketsNoLongerAvailable: (410, "no-tickets-left", "Tickets to this raffle are no longer available"),
     storage.RaffleAlreadyClosed: (403, "already-closed", "The raffle has already been closed"),
     storage.AlreadyParticipated: (
@@ -246,6 +241,8 @@ def json_object(max_length=MAX_BODY):
     """
     if request.content_type.partition(";")[0].strip() != "application/json":
         raise HTTPError(415, "The body must be sent as Content-Type: application/json")
+    if request.environ.get("HTTP_CONTENT_ENCODING", "identity") != "identity":
+        raise HTTPError(415, "The body must not be compressed")
     length = request.environ.get("CONTENT_LENGTH") or "0"
     if not re.fullmatch("[0-9]{1,18}", length):
         raise HTTPError(400, "Content-Length must be a number of bytes")

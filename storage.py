@@ -41,7 +41,7 @@ class RaffleNotFound(Exception):
 
 
 class InvalidPage(Exception):
-    """The limit or the cursor of a page is out of range."""
+    """The limit or the cursor of a page is out of range; the message is one sentence on which."""
 
 
 class TicketsNoLongerAvailable(Exception):
@@ -759,8 +759,10 @@ def _now():
 
 
 def _require_page(limit, cursor, maximum):
-    if not 1 <= limit <= maximum or cursor == 0:
-        raise InvalidPage
+    if not 1 <= limit <= maximum:
+        raise InvalidPage(f"limit must be an integer from 1 to {maximum}")
+    if cursor == 0:
+        raise InvalidPage("cursor must be one from a Link header")
 
 
 def _page(rows, key, limit):

@@ -1,3 +1,4 @@
+import gzip
 import json
 import uuid
 
@@ -152,6 +153,13 @@ def test_an_integer_of_a_million_digits_is_an_integer_out_of_range(client):
 def test_a_body_that_is_not_called_json_is_refused(client, path, content_type):
     response = client.request_from(MANAGER, "POST", path, RAFFLE, status=415, Content_Type=content_type)
     assert_problem(response)
+
+
+def test_a_compressed_body_is_told_so(client):
+    body = gzip.compress(json.dumps(RAFFLE).encode())
+    refused = client.request_from(MANAGER, "POST", "/raffles/", body, status=415, Content_Encoding="gzip")
+    assert_problem(refused, "The body must not be compressed")
+    client.request_from(MANAGER, "POST", "/raffles/", RAFFLE, status=201, Content_Encoding="identity")
 
 
 @pytest.mark.parametrize(
