@@ -108,8 +108,8 @@ class Database:
         action: function of the connection, the key, and the list of all requests
         that wait for the same action and key. It returns a list with the outcome
         of each, an exception for a refusal, or raises one for all of them. The
-        Future raises DatabaseUnavailable if the commit fails. Raises
-        DatabaseUnavailable.
+        Future raises DatabaseUnavailable if the commit fails; so does this method
+        once the database is closed or refuses until a restart.
         """
         future = Future()
         with self._condition:
@@ -193,6 +193,7 @@ class Database:
                 writer.execute("COMMIT")
                 if version < newest:
                     log.info("Upgraded %s from version %d to %d", self.path, version, newest)
+            self._data_version = writer.execute("PRAGMA data_version").fetchone()
             self._file_state, self._wal_state = _state(self.path), _state(self._wal_path)
             on_failure.pop_all()
             return writer
@@ -234,6 +235,9 @@ class Database:
         db = self._writer
         outcomes = []
         db.execute("BEGIN IMMEDIATE")
+        # It changes with every commit of another connection, and with no other.
+        if db.execute("PRAGMA data_version").fetchone() != self._data_version:
+            self._lose(f"{self.path} was written by another program")
         for (action, key), group in batch.items():
             db.execute("SAVEPOINT action")
             try:
@@ -248,8 +252,8 @@ class Database:
                 db.execute("ROLLBACK TO action")
                 outcomes += [error] * len(group)
             db.execute("RELEASE action")
-        # A commit would extend a -wal file that has been cut, and hide the cut. Checked again after the commit,
-        # which may take a while.
+        # Before the commit, which would extend a shortened -wal file and hide the cut; and after it, before
+        # anything is acknowledged.
         self._require_own_files()
         try:
             db.execute("COMMIT")

@@ -114,12 +114,10 @@ def _address(text):
 
 
 def _listen(text):
-    match = re.fullmatch(r"(\[[^][%]+\]|[^][:]+):([0-9]{1,5})", text)
-    if not match or int(match[2]) > 65535:
+    match = re.fullmatch(r"(?:([0-9.]+)|\[([0-9a-fA-F:.]+)\]):([0-9]{1,5})", text)
+    if not match or int(match[3]) > 65535:
         raise ValueError(f"{text!r} is not an address and port such as 127.0.0.1:8080 or [::1]:8080")
-    address = ipaddress.ip_address(match[1].strip("[]"))
-    if (address.version == 6) != text.startswith("["):
-        raise ValueError(f"{text!r} needs brackets around IPv6 and none around IPv4")
+    ipaddress.IPv4Address(match[1]) if match[1] else ipaddress.IPv6Address(match[2])
     return text
 
 
@@ -145,7 +143,11 @@ SETTINGS = {
     "MANAGER_IPS": (_networks, [], "Addresses or networks of managers, comma-separated. Unset: no managers."),
     "RAFFLE_DATABASE": (str, "raffle.db", "Path of the SQLite file. Created if missing, readable by its owner only."),
     "RAFFLE_LISTEN": (_listen, "127.0.0.1:8080", "Address and port; [::1]:8080 for IPv6. Port 0 picks a free one."),
-    "RAFFLE_THREADS": (_integer(1, 200), 64, "Requests handled at once. On a slow disk, more share a commit."),
+    "RAFFLE_THREADS": (
+        _integer(1, 200),
+        64,
+        "Requests handled at once. On a slow disk, more threads let more tickets share a commit.",
+    ),
     "RAFFLE_TRUSTED_PROXY": (_address, None, "Address of the reverse proxy whose X-Forwarded-For is trusted."),
     "RAFFLE_TRUSTED_PROXY_COUNT": (_integer(1, 100), 1, "Number of proxies in a row."),
     "RAFFLE_HOSTS": (_hosts, None, "Host names this server answers to; any other gets 421. Unset: all."),

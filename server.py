@@ -28,9 +28,18 @@ class Request(HTTPRequestParser):
         self.began = time.monotonic()
 
     def received(self, data):
-        """Take in some bytes; return how many. waitress waits for a body even if it is refused or there is none."""
+        """Take in some bytes; return how many.
+
+        Without this, Expect: 100-continue makes waitress wait for a body that it
+        has refused or that does not exist. Of pipelined requests, waitress answers
+        all, so that a client that sends many and reads nothing fills the buffers
+        and holds a thread: drop them (RFC 9112, 9.3.2, allows closing the connection).
+        """
         consumed = super().received(data)
         self.expect_continue = self.expect_continue and not self.completed
+        if self.completed and data[consumed:].strip(b"\r\n"):
+            self.headers["CONNECTION"] = "close"
+            return len(data)
         return consumed
 
     def parse_header(self, header_plus):
@@ -39,7 +48,7 @@ class Request(HTTPRequestParser):
         waitress answers nothing and logs an error for an incomplete IPv6
         host and for a Content-Length of thousands of digits. It accepts
         Content-Length beside Transfer-Encoding, which is how a request is smuggled
-        past a proxy (RFC 9112, 6.1), with any X-Forwarded-For.
+        past a proxy (RFC 9112, 6.1); it could carry any X-Forwarded-For.
         """
         try:
             super().parse_header(header_plus)
@@ -64,22 +73,12 @@ class OwnAnswer(ErrorTask):
 
 
 class Channel(HTTPChannel):
-    """A connection without pipelining: the first request is answered, and the connection closed.
-
-    waitress answers them all, so that a client that sends many and reads nothing
-    fills the buffers and holds a thread. HTTP allows closing the connection (RFC 9112, 9.3.2).
-    """
+    """A connection."""
 
     parser_class = Request
     error_task_class = OwnAnswer
     # For _close_stalled(): last_activity when it last looked, and when it last saw progress.
     seen = moved = None
-
-    def service(self):
-        with self.requests_lock:
-            if len(self.requests) > 1:
-                self.requests[0].headers["CONNECTION"] = "close"
-        super().service()
 
 
 def bind(listen):

@@ -163,19 +163,7 @@ class Storage:
 
     def get_raffle(self, raffle_id):
         """Return a raffle as a dict, its prizes in the manager's order. Raises RaffleNotFound."""
-        raffle = dict(
-            _first(
-                self.database.read(
-                    """
-                    SELECT sequence, id, name, total_tickets, available_tickets, issued_tickets, winners_drawn,
-                        created_at, closed_at, randomness_source, draw_commitment, tickets_sha256
-                    FROM raffle
-                    WHERE id = ?
-                    """,
-                    raffle_id,
-                )
-            )
-        )
+        raffle = self._find(raffle_id)
         prizes = self.database.read(
             """
             SELECT name, amount
@@ -185,7 +173,20 @@ class Storage:
             """,
             raffle.pop("sequence"),
         )
-        return {**raffle, "winners_drawn": bool(raffle["winners_drawn"]), "prizes": [dict(prize) for prize in prizes]}
+        return {**raffle, "prizes": [dict(prize) for prize in prizes]}
+
+    def _find(self, raffle_id):
+        rows = self.database.read(
+            """
+            SELECT sequence, id, name, total_tickets, available_tickets, issued_tickets, winners_drawn,
+                created_at, closed_at, randomness_source, draw_commitment, tickets_sha256
+            FROM raffle
+            WHERE id = ?
+            """,
+            raffle_id,
+        )
+        raffle = dict(_first(rows))
+        return {**raffle, "winners_drawn": bool(raffle["winners_drawn"])}
 
     def issue_ticket(self, raffle_id, participant, key=None):
         """Issue a ticket: a number, uniform among those left, and its verification code.
@@ -223,17 +224,7 @@ class Storage:
         of the rate. If one has been sold out meanwhile, the writing thread refuses.
         """
         if raffle_id not in self._open_raffles:
-            (available,) = _first(
-                self.database.read(
-                    """
-                    SELECT available_tickets
-                    FROM raffle
-                    WHERE id = ?
-                    """,
-                    raffle_id,
-                )
-            )
-            if not available:
+            if not self._find(raffle_id)["available_tickets"]:
                 raise TicketsNoLongerAvailable
             self._open_raffles.add(raffle_id)
 
@@ -298,18 +289,9 @@ class Storage:
         limit: 1 to MAX_TICKETS_PER_PAGE. cursor: as returned with the page before.
         Raises RaffleNotFound, InvalidPage.
         """
-        sequence, closed_at = _first(
-            self.database.read(
-                """
-                SELECT sequence, closed_at
-                FROM raffle
-                WHERE id = ?
-                """,
-                raffle_id,
-            )
-        )
+        raffle = self._find(raffle_id)
         _require_page(limit, cursor, MAX_TICKETS_PER_PAGE)
-        if not closed_at:
+        if not raffle["closed_at"]:
             return [], None
         rows = self.database.read(
             """
@@ -319,7 +301,7 @@ class Storage:
             ORDER BY number
             LIMIT ?
             """,
-            sequence,
+            raffle["sequence"],
             cursor or 0,
             limit + 1,
         )
@@ -347,7 +329,14 @@ class Storage:
             self._finish_closing(raffle)
             if public_randomness is None:
                 public_randomness = draw.MADE_BY_SERVER + secrets.token_hex(32)
-            secret, data_version = self._write_in_turn(_begin_draw, raffle_id)
+            [(secret,)] = self.database.read(
+                """
+                SELECT secret
+                FROM raffle
+                WHERE id = ?
+                """,
+                raffle_id,
+            )
             # Computed outside the writing thread, so that nobody waits for it.
             tickets = range(1, raffle["total_tickets"] + 1)
             if raffle["issued_tickets"] < len(tickets):
@@ -356,15 +345,15 @@ class Storage:
             amount = sum(amount for _, amount in prizes)
             numbers = array("Q", draw.winning_numbers(raffle_id, secret, public_randomness, tickets, amount))
             digest = draw.digest_of_wins(zip(numbers, draw.prize_of_each_win(prizes)))
-            # Nobody sees the wins before the last commit, which marks the raffle as drawn.
-            # What an interrupted draw has left is deleted first.
+            # Each chunk is one transaction. The wins are invisible until the last one marks the raffle as drawn.
+            # First delete what an interrupted draw left.
             while self._write_in_turn(_delete_rows, ("win", raffle_id)):
                 pass
             positions = draw.prize_of_each_win((position, amount) for position, (_, amount) in enumerate(prizes, 1))
             wins = zip(numbers, positions)
             for first in range(1, len(numbers) + 1, ROWS_PER_COMMIT):
                 self._write_in_turn(_insert_wins, raffle_id, (first, list(itertools.islice(wins, ROWS_PER_COMMIT))))
-            self._write_in_turn(_mark_drawn, raffle_id, (public_randomness, digest, data_version))
+            self._write_in_turn(_mark_drawn, raffle_id, (public_randomness, digest))
         # Not read again: a draw that is stored must not be answered as a failure.
         wins = zip(numbers, draw.prize_of_each_win(prizes))
         page = [
@@ -395,18 +384,9 @@ class Storage:
         limit: 1 to MAX_WINS_PER_PAGE. cursor: as returned with the page before.
         Raises RaffleNotFound, InvalidPage.
         """
-        sequence, winners_drawn = _first(
-            self.database.read(
-                """
-                SELECT sequence, winners_drawn
-                FROM raffle
-                WHERE id = ?
-                """,
-                raffle_id,
-            )
-        )
+        raffle = self._find(raffle_id)
         _require_page(limit, cursor, MAX_WINS_PER_PAGE)
-        if not winners_drawn:
+        if not raffle["winners_drawn"]:
             return [], None
         rows = self.database.read(
             """
@@ -417,7 +397,7 @@ class Storage:
             ORDER BY win.position
             LIMIT ?
             """,
-            sequence,
+            raffle["sequence"],
             cursor or 0,
             limit + 1,
         )
@@ -535,7 +515,7 @@ def issue_tickets(db, raffle_id, requests):
             (sequence, *participants),
         ).fetchall()
     }
-    # First who is admitted, as if they came one after the other, then a number for each.
+    # First decide who is admitted, in order; then deal.
     outcomes, admitted = [], []
     for index, (participant, *_) in enumerate(requests):
         if len(admitted) == available:
@@ -550,8 +530,7 @@ def issue_tickets(db, raffle_id, requests):
         return outcomes
     left = available - len(admitted)
     lasts = range(available, left, -1)
-    words = _random_words(len(admitted))
-    drawn = [draw.uniform(words, last) for last in lasts]
+    drawn = [secrets.randbelow(last) + 1 for last in lasts]
     (displaced,) = db.execute(
         """
         SELECT json_group_object(position, ticket_number)
@@ -599,12 +578,6 @@ def issue_tickets(db, raffle_id, requests):
     return outcomes
 
 
-def _random_words(block):
-    """Yield random integers of 64 bits without end, fetched from the system `block` at a time."""
-    while True:
-        yield from array("Q", secrets.token_bytes(8 * block))
-
-
 def _close_raffle(db, raffle_id, requests):
     """Close a raffle; return whether it was open."""
     closed = db.execute(
@@ -649,20 +622,6 @@ def _delete_rows(db, key, requests):
     return [deleted.rowcount]
 
 
-def _begin_draw(db, raffle_id, requests):
-    """Return the secret of the raffle, and SQLite's data_version."""
-    (secret,) = db.execute(
-        """
-        SELECT secret
-        FROM raffle
-        WHERE id = ?
-        """,
-        (raffle_id,),
-    ).fetchone()
-    (data_version,) = db.execute("PRAGMA data_version").fetchone()
-    return [(secret, data_version)]
-
-
 def _insert_wins(db, raffle_id, requests):
     [(first, wins)] = requests
     # As JSON, in one statement (measured: under load, plain rows take half as long again).
@@ -679,10 +638,7 @@ def _insert_wins(db, raffle_id, requests):
 
 
 def _mark_drawn(db, raffle_id, requests):
-    [(public_randomness, digest, data_version)] = requests
-    # A second server on this file (unsupported) may have stored wins of its own draw.
-    if db.execute("PRAGMA data_version").fetchone() != (data_version,):
-        raise DatabaseUnavailable
+    [(public_randomness, digest)] = requests
     # A draw comes after the closing, even if the clock is put back.
     db.execute(
         """

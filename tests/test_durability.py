@@ -27,8 +27,8 @@ import os, re, signal, sqlite3, raffle, storage
 
 def connect_traced(*arguments, **options):
     def trace(statement):
-        if "data_version" in statement or counted:
-            counted.extend(re.findall("DELETE FROM win|INSERT INTO win|UPDATE raffle|COMMIT|data_version", statement))
+        if "DELETE FROM win" in statement or counted:
+            counted.extend(re.findall("DELETE FROM win|INSERT INTO win|UPDATE raffle|COMMIT", statement))
         if len(counted) > {statements}:
             os.kill(os.getpid(), signal.SIGKILL)
 
