@@ -254,7 +254,6 @@ class Storage:
         self.get_raffle(raffle_id)
         with self.database.long_job:
             closed = self._write_in_turn(_close_raffle, raffle_id)
-            self._open_raffles.discard(raffle_id)
             finished = self._finish_closing(self.get_raffle(raffle_id))
         if not (closed or finished):
             raise RaffleAlreadyClosed

@@ -350,6 +350,95 @@ def test_a_win_of_a_wrong_form_is_not_checked(drawn, win):
             draw.check_draw(receipt, listed)
 
 
+@pytest.fixture
+def drawn_early(client):
+    """The receipt, the wins and the tickets of a raffle that was closed before it was sold out."""
+    path = client.new_raffle(1000, PRIZES)
+    for n in range(20):
+        client.participate(path, f"10.2.0.{n}")
+    client.close(path)
+    client.draw(path, body={"public_randomness": "7 13 21"})
+    return [client.get(f"{path}{of}/").json for of in ("draw", "winners", "tickets")]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tickets: tickets.append(1001),
+        lambda tickets: tickets.reverse(),
+        lambda tickets: tickets.insert(1, tickets.pop(0)),
+        lambda tickets: tickets.__setitem__(1, tickets[0]),
+        lambda tickets: tickets.__setitem__(0, 0),
+        lambda tickets: tickets.__setitem__(-1, 1001),
+        lambda tickets: tickets.__setitem__(0, next(n for n in range(1, 1000) if n not in tickets)),
+    ],
+)
+@pytest.mark.parametrize("as_published", [False, True])
+def test_a_list_of_tickets_that_is_not_the_one_that_was_closed_does_not_hold(drawn_early, change, as_published):
+    receipt, wins, tickets = drawn_early
+    assert all(holds for _, holds in draw.check_draw(receipt, wins, tickets))
+    other = list(tickets)
+    change(other)
+    if as_published and sorted({*other}) != other:
+        # Not even if the receipt says so.
+        receipt["tickets_sha256"] = draw.digest_of_tickets(other)
+    results = dict(draw.check_draw(receipt, wins, other))
+    assert results["The issued tickets are those of the receipt"] is False
+
+
+def test_a_list_of_tickets_of_a_wrong_form_is_not_checked(drawn_early):
+    receipt, wins, tickets = drawn_early
+    for other in (
+        [],
+        tickets[:-1],
+        ["1", *tickets[1:]],
+        [-1, *tickets[1:]],
+        [1.5, *tickets[1:]],
+        [2**64, *tickets[1:]],
+    ):
+        with pytest.raises((TypeError, ValueError, OverflowError)):
+            draw.check_draw(receipt, wins, other)
+
+
+def test_saved_pages_and_a_saved_raffle_are_checked_by_the_program(drawn_early, tmp_path):
+    receipt, wins, tickets = drawn_early
+    saved = {member: receipt[member] for member in draw.OF_RAFFLE}
+    files = {
+        "receipt.json": receipt,
+        "wins-1.json": wins[:5],
+        "wins-2.json": wins[5:],
+        "tickets-1.json": tickets[:9],
+        "tickets-2.json": tickets[9:],
+        "raffle.json": {"id": receipt["raffle_id"], "closed_at": None, **saved},
+        "other.json": {"id": receipt["raffle_id"], "closed_at": None, **saved, "draw_commitment": "0" * 64},
+    }
+    for name, value in files.items():
+        (tmp_path / name).write_text(json.dumps(value))
+    lists = ("wins-1.json", "wins-2.json", "--tickets", "tickets-1.json", "tickets-2.json")
+    done = run_alone(tmp_path, "receipt.json", *lists, "--raffle", "raffle.json", "--json")
+    said = json.loads(done.stdout)
+    assert (done.returncode, said["holds"], said["receipt"]) == (0, True, receipt)
+    assert [sentence["holds"] for sentence in said["sentences"]] == [True] * 7
+    done = run_alone(tmp_path, "receipt.json", *lists, "--raffle", "raffle.json", "other.json")
+    assert (done.returncode, failing(done.stdout)) == (1, [OF_RAFFLE])
+    done = run_alone(tmp_path, "receipt.json", "wins-1.json", *lists[2:])
+    assert_not_checked((done.returncode, done.stdout), "only 5 of 12 wins were read")
+    done = run_alone(tmp_path, "receipt.json", *lists[:4])
+    assert_not_checked((done.returncode, done.stdout), "only 9 of 20 tickets were read")
+    done = run_alone(tmp_path, "wins-1.json", "receipt.json", "--json")
+    assert (done.returncode, json.loads(done.stdout)["error"]) == (1, "wins-1.json does not hold an object")
+    done = run_alone(tmp_path, "receipt.json", "tickets-1.json", "--tickets", "wins-1.json")
+    assert done.returncode == 1
+
+
+def test_a_receipt_of_an_older_server_is_checked(drawn):
+    _, receipt, wins = drawn
+    older = {**receipt, "sold_out_at": receipt["closed_at"]}
+    for member in ("created_at", "closed_at", "issued_tickets", "tickets_sha256", "randomness_source"):
+        del older[member]
+    assert [holds for _, holds in draw.check_draw(older, wins)] == [True] * len(SENTENCES)
+
+
 # The program
 
 

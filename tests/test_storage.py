@@ -198,6 +198,15 @@ def test_a_read_that_fails_after_the_draw_does_not_hide_that_it_is_stored(store,
             "CHECK constraint failed: winners_drawn = 0 OR (winners_drawn = 1 AND available_tickets = 0)",
         ),
         (
+            "UPDATE raffle SET issued_tickets = 3",
+            "CHECK constraint failed: issued_tickets BETWEEN 0 AND total_tickets AND available_tickets IN (0, total_tickets - issued_tickets)",
+        ),
+        (
+            "UPDATE raffle SET available_tickets = 1, issued_tickets = 2, closed_at = NULL, winners_drawn = 0, "
+            "drawn_at = NULL, public_randomness = NULL, wins_sha256 = NULL",
+            "CHECK constraint failed: issued_tickets BETWEEN 0 AND total_tickets AND available_tickets IN (0, total_tickets - issued_tickets)",
+        ),
+        (
             "UPDATE raffle SET total_tickets = 9007199254740992",
             "CHECK constraint failed: total_tickets BETWEEN 1 AND 9007199254740991",
         ),
