@@ -49,7 +49,7 @@ SENTENCES = {
 }
 OF_RAFFLE = "The receipt has the raffle's id, tickets, prizes, commitment and source"
 NESTED = b"[" * 200_000
-WINS = int(os.environ.get("RAFFLE_TEST_WINS", "400000"))
+WINS = int(os.environ.get("RAFFLE_TEST_WINS", "200000"))
 CHUNKED = "Transfer-Encoding: chunked"
 
 

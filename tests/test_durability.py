@@ -19,7 +19,7 @@ from helpers import Crowd, assert_kept, fill, wait_for
 
 from draw import check_draw
 
-CRASHES = int(os.environ.get("RAFFLE_TEST_CRASHES", "15"))
+CRASHES = int(os.environ.get("RAFFLE_TEST_CRASHES", "10"))
 
 # Is killed at a certain one of the statements that delete, insert or commit wins.
 KILLED_IN_A_DRAW = """
