@@ -17,18 +17,19 @@ from itertools import count
 import pytest
 from helpers import Crowd, assert_kept, fill, wait_for
 
-from draw import check_draw
+from draw import check_draw, digest_of_tickets
+from storage import Storage
 
 CRASHES = int(os.environ.get("RAFFLE_TEST_CRASHES", "10"))
 
-# Is killed at a certain one of the statements that delete, insert or commit wins.
-KILLED_IN_A_DRAW = """
+# Is killed at a certain one of the statements that close a raffle or draw its winners, and of their commits.
+KILLED = """
 import os, re, signal, sqlite3, raffle, storage
 
 def connect_traced(*arguments, **options):
     def trace(statement):
-        if "DELETE FROM win" in statement or counted:
-            counted.extend(re.findall("DELETE FROM win|INSERT INTO win|UPDATE raffle|COMMIT", statement))
+        if re.search({start!r}, statement) or counted:
+            counted.extend(re.findall("DELETE FROM|INSERT INTO|UPDATE|COMMIT", statement))
         if len(counted) > {statements}:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -97,7 +98,7 @@ def test_a_draw_is_kept_whole_or_not_at_all_whichever_statement_the_process_is_k
             connection.execute("DELETE FROM win")
             connection.executemany("INSERT INTO win VALUES (1, ?, ?, 1, NULL)", ((n, n) for n in range(1, 1_001)))
             connection.commit()
-        server = serve(program=("-c", KILLED_IN_A_DRAW.format(statements=statements)))
+        server = serve(program=("-c", KILLED.format(statements=statements, start="DELETE FROM win")))
         assert server.request("GET", f"{raffle}winners/")[2] == []
         try:
             status, _, wins = server.request("POST", f"{raffle}winners/")
@@ -115,6 +116,30 @@ def test_a_draw_is_kept_whole_or_not_at_all_whichever_statement_the_process_is_k
     server = serve()
     receipt = server.request("GET", f"{raffle}draw/")[2]
     assert all(holds for _, holds in check_draw(receipt, server.list_wins(raffle)))
+
+
+def test_a_close_is_finished_later_whichever_statement_the_process_is_killed_at(serve, look, database):
+    states = []
+    for statements in count(1):
+        server = serve(program=("-c", KILLED.format(statements=statements, start="SET available_tickets = 0")))
+        raffle = server.create(50)
+        numbers = [server.request("POST", f"{raffle}participate/", source=f"127.0.1.{n}")[2] for n in range(1, 9)]
+        with suppress(OSError, http.client.HTTPException):
+            assert server.request("POST", f"{raffle}close/")[0] == 200
+            break
+        store = Storage(database)
+        with closing(store.database):
+            raffle_id = raffle.split("/")[2]
+            left = store.get_raffle(raffle_id)
+            states.append((left["closed_at"] is not None, left["tickets_sha256"] is not None))
+            # After the last commit there is nothing to finish.
+            closed = left if left["tickets_sha256"] else store.close_raffle(raffle_id)
+            listed = sorted(ticket["ticket_number"] for ticket in numbers)
+            assert store.list_tickets(raffle_id, 10) == (listed, None)
+            assert (closed["issued_tickets"], closed["tickets_sha256"]) == (8, digest_of_tickets(listed))
+        assert look("SELECT * FROM displaced") == []
+    # Killed before the first commit, between the first and the last, and after the last.
+    assert set(states) >= {(False, False), (True, False)}
 
 
 def test_the_order_to_stop_ends_a_draw_at_its_next_commit(serve, database):
