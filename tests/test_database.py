@@ -230,6 +230,13 @@ def test_a_database_that_could_not_store_anything_now_is_not_healthy(open_databa
         db.require_health()
 
 
+def test_a_full_directory_for_temporary_files_holds_nobody_up(open_database):
+    db = open_database()
+    write = db.write(lambda connection, *_: [connection.execute("PRAGMA temp_store").fetchone()], "pragma")
+    in_memory = (2,)
+    assert write.result() == tuple(db.read("PRAGMA temp_store")[0]) == in_memory
+
+
 def test_a_table_that_is_damaged_is_not_healthy(open_database, database):
     open_database().close()
     with closing(sqlite3.connect(database)) as connection:
