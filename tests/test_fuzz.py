@@ -9,7 +9,7 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 
-REQUESTS = int(os.environ.get("RAFFLE_TEST_FUZZ", "4000"))
+REQUESTS = int(os.environ.get("RAFFLE_TEST_FUZZ", "2500"))
 CLIENTS = 8
 
 NASTY_VALUES = [
