@@ -185,9 +185,10 @@ def check_draw(receipt, wins, tickets=(), raffles=()):
     ]
     numbers = range(1, issued + 1)
     if issued < receipt["total_tickets"]:
-        numbers = array("Q", itertools.islice(tickets, issued + 1))
+        numbers = array("Q", map(_number, itertools.islice(tickets, issued + 1)))
         _require_whole("tickets", len(numbers), issued)
-        ascend = all(map(operator.lt, [0, *numbers], [*numbers, receipt["total_tickets"] + 1]))
+        ends = [receipt["total_tickets"] + 1]
+        ascend = all(map(operator.lt, itertools.chain([0], numbers), itertools.chain(numbers, ends)))
         same = ascend and len(numbers) == issued and digest_of_tickets(numbers) == receipt["tickets_sha256"]
         results.append(("The issued tickets are those of the receipt", same))
     drawn = zip(
@@ -211,14 +212,21 @@ def check_draw(receipt, wins, tickets=(), raffles=()):
 
 def _is_of_raffle(receipt, raffle):
     members = OF_RAFFLE + (OF_CLOSED_RAFFLE if raffle.get("closed_at") else ())
-    # An older receipt has fewer members.
-    same = all(raffle.get(member) == receipt[member] for member in members if member in receipt)
+    # An older receipt has no created_at. While a raffle is being closed, it has no tickets_sha256 yet.
+    absent = {"created_at"} - set(receipt) | {"tickets_sha256"} - {name for name in raffle if raffle[name] is not None}
+    same = all(raffle.get(member) == receipt[member] for member in members if member not in absent)
     return same and raffle["id"] == receipt["raffle_id"]
 
 
 def _require_whole(what, count, expected):
     if count < expected:
-        raise ValueError(f"only {count} of {expected} {what} were read: the others are on further pages")
+        raise ValueError(f"only {count} of {expected} {what} were read: all pages are needed")
+
+
+def _number(value):
+    if type(value) is not int or not 0 <= value <= MAX_TICKETS:
+        raise ValueError("the tickets are not a list of numbers")
+    return value
 
 
 def _number_and_prize(win):
@@ -254,7 +262,8 @@ def require_receipt(receipt):
         "drawn_at": time_form,
     }
     if "sold_out_at" in receipt:
-        receipt = {**receipt, "closed_at": receipt["sold_out_at"], "issued_tickets": receipt["total_tickets"]}
+        absent = {"randomness_source": None, "tickets_sha256": None}
+        receipt = {**absent, **receipt, "closed_at": receipt["sold_out_at"], "issued_tickets": receipt["total_tickets"]}
         del forms["created_at"]
     for member, form in forms.items():
         if not re.fullmatch(form, receipt[member]):
@@ -267,6 +276,8 @@ def require_receipt(receipt):
         raise ValueError("the receipt's issued_tickets has a wrong form")
     if sum(amounts) > total:
         raise ValueError("the receipt has more prizes than tickets")
+    if not isinstance(receipt["randomness_source"], (str, type(None))) or "tickets_sha256" not in receipt:
+        raise ValueError("the receipt's randomness_source or tickets_sha256 has a wrong form")
     return receipt
 
 
@@ -369,7 +380,12 @@ def main():
     arguments = parser.parse_args()
     address = re.match("(?i)https?://[^?#]*/raffles/[^/?#]+", arguments.source)
     is_file = "://" not in arguments.source
-    if bool(arguments.wins) != is_file or not (is_file or address) or not arguments.timeout > 0:
+    if (
+        bool(arguments.wins) != is_file
+        or (arguments.tickets and not is_file)
+        or not (is_file or address)
+        or not arguments.timeout > 0
+    ):
         parser.error("expected an address such as https://host/raffles/<id>/, or files with the receipt and the wins")
     # A terminal may not know every character.
     sys.stdout.reconfigure(errors="backslashreplace")
@@ -401,6 +417,8 @@ def _print_results(results, receipt, raffles):
     for sentence, held in results:
         print(f"{'holds' if held else 'FAILS'}  {sentence}")
     print("This program cannot check:")
+    if receipt["tickets_sha256"]:
+        print(f"- that this tickets_sha256 was shown before the randomness was known: {receipt['tickets_sha256']}")
     if not raffles:
         print(f"- that the raffle showed this commitment before the draw: {receipt['draw_commitment']}")
     if receipt["public_randomness"].startswith(MADE_BY_SERVER):

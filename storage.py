@@ -251,16 +251,17 @@ class Storage:
         A closing that was interrupted after its first commit can be repeated.
         Raises RaffleNotFound, RaffleAlreadyClosed.
         """
-        self.get_raffle(raffle_id)
+        self._find(raffle_id)
+        # Not after a draw of another raffle that takes long: the manager chooses the moment.
+        closed = self._write_in_turn(_close_raffle, raffle_id)
         with self.database.long_job:
-            closed = self._write_in_turn(_close_raffle, raffle_id)
             finished = self._finish_closing(self.get_raffle(raffle_id))
         if not (closed or finished):
             raise RaffleAlreadyClosed
         return self.get_raffle(raffle_id)
 
     def _finish_closing(self, raffle):
-        """Store the hash of the tickets of a raffle that was closed early; return whether it was missing."""
+        """Delete the shuffle of a raffle that was closed early, store the hash of its tickets; return if it was missing."""
         if raffle["tickets_sha256"] or raffle["issued_tickets"] == raffle["total_tickets"]:
             return False
         digest = draw.digest_of_tickets(self._issued_numbers(raffle["id"]))
@@ -277,9 +278,10 @@ class Storage:
 
     def _issued_numbers(self, raffle_id):
         """Yield the ticket numbers that were issued, ascending."""
-        cursor = 0
-        while cursor is not None:
-            page, cursor = self.list_tickets(raffle_id, MAX_TICKETS_PER_PAGE, cursor or None)
+        page, cursor = self.list_tickets(raffle_id, MAX_TICKETS_PER_PAGE)
+        yield from page
+        while cursor:
+            page, cursor = self.list_tickets(raffle_id, MAX_TICKETS_PER_PAGE, cursor)
             yield from page
 
     def list_tickets(self, raffle_id, limit, cursor=None):
@@ -581,7 +583,7 @@ def issue_tickets(db, raffle_id, requests):
 
 
 def _close_raffle(db, raffle_id, requests):
-    """Close a raffle; return whether it was open."""
+    """Close a raffle; return for each request whether it was the one that did."""
     closed = db.execute(
         """
         UPDATE raffle
@@ -590,7 +592,7 @@ def _close_raffle(db, raffle_id, requests):
         """,
         (_now(), raffle_id),
     ).rowcount
-    return [closed]
+    return [closed and index == 0 for index in range(len(requests))]
 
 
 def _store_tickets_digest(db, raffle_id, requests):

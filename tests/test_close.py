@@ -105,7 +105,8 @@ def test_a_close_and_participants_at_once_leave_every_ticket_listed_or_refused(s
     raffle = server.create()
     join = [partial(server.request, "POST", f"{raffle}participate/", source=f"127.0.1.{n}") for n in range(1, 60)]
     *answers, first, second = at_once([*join, *[partial(server.request, "POST", f"{raffle}close/")] * 2])
-    assert sorted([first[0], second[0]]) == [200, 403]
+    # Whoever comes second may finish what the first has begun.
+    assert sorted([first[0], second[0]]) in ([200, 200], [200, 403])
     issued = sorted(ticket["ticket_number"] for status, _, ticket in answers if status == 201)
     assert {status for status, *_ in answers} <= {201, 410}
     body = server.request("GET", raffle)[2]

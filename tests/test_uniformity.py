@@ -11,7 +11,7 @@ import pytest
 
 import storage
 
-RAFFLES = 1_200
+RAFFLES = 2_000
 TICKETS = range(1, 5)
 CERTAIN = 1e-6  # how rarely a test may fail by chance
 
