@@ -431,6 +431,30 @@ def test_saved_pages_and_a_saved_raffle_are_checked_by_the_program(drawn_early, 
     assert done.returncode == 1
 
 
+def test_no_member_of_the_receipt_can_be_left_out(drawn_early):
+    receipt, wins, tickets = drawn_early
+    raffle = {"id": receipt["raffle_id"], **{member: receipt[member] for member in draw.OF_RAFFLE}}
+    assert all(holds for _, holds in draw.check_draw(receipt, wins, tickets, [raffle]))
+    for member in receipt:
+        with pytest.raises((KeyError, ValueError)):
+            draw.check_draw({name: receipt[name] for name in receipt if name != member}, wins, tickets)
+    # Nor by pretending that the receipt is an older one.
+    announced = {**raffle, "randomness_source": "drand"}
+    older = {name: value for name, value in receipt.items() if name != "randomness_source"}
+    older["sold_out_at"] = receipt["closed_at"]
+    older["total_tickets"] = receipt["issued_tickets"]
+    assert dict(draw.check_draw(older, wins, tickets, [announced]))[OF_RAFFLE] is False
+
+
+def test_a_raffle_that_was_saved_during_its_close_is_the_raffle_of_the_receipt(drawn_early):
+    receipt, wins, tickets = drawn_early
+    members = draw.OF_RAFFLE + draw.OF_CLOSED_RAFFLE
+    saved = {"id": receipt["raffle_id"], **{member: receipt[member] for member in members}}
+    for digest, same in ((None, True), (receipt["tickets_sha256"], True), ("0" * 64, False)):
+        results = draw.check_draw(receipt, wins, tickets, [{**saved, "tickets_sha256": digest}])
+        assert dict(results)[OF_RAFFLE] is same
+
+
 def test_a_receipt_of_an_older_server_is_checked(drawn):
     _, receipt, wins = drawn
     older = {**receipt, "sold_out_at": receipt["closed_at"]}
