@@ -177,8 +177,9 @@ def check_draw(receipt, wins, tickets=(), raffles=()):
     secret, issued, amount = bytes.fromhex(receipt["secret"]), receipt["issued_tickets"], amount_of_wins(receipt)
     results = []
     if raffles:
-        same = all(_is_of_raffle(receipt, raffle) for raffle in raffles)
-        results.append(("The receipt has the raffle's id, tickets, prizes, commitment and source", same))
+        differing = sorted({member for raffle in raffles for member in _differing(receipt, raffle)})
+        different = f" (different: {', '.join(differing)})" if differing else ""
+        results.append((f"The receipt agrees with the raffle{different}", not differing))
     results += [
         (f"The draw was made by {ALGORITHM}", receipt["algorithm"] == ALGORITHM),
         ("The secret is the committed one", hashlib.sha256(secret).hexdigest() == receipt["draw_commitment"]),
@@ -210,12 +211,15 @@ def check_draw(receipt, wins, tickets=(), raffles=()):
     ]
 
 
-def _is_of_raffle(receipt, raffle):
+def _differing(receipt, raffle):
+    """Return the members of a raffle, as it was at any time, that the receipt repeats with another value."""
     members = OF_RAFFLE + (OF_CLOSED_RAFFLE if raffle.get("closed_at") else ())
-    # An older receipt has no created_at. While a raffle is being closed, it has no tickets_sha256 yet.
-    absent = {"created_at"} - set(receipt) | {"tickets_sha256"} - {name for name in raffle if raffle[name] is not None}
-    same = all(raffle.get(member) == receipt[member] for member in members if member not in absent)
-    return same and raffle["id"] == receipt["raffle_id"]
+    # An older receipt has no created_at.
+    expected = {"id": receipt["raffle_id"], **{member: receipt[member] for member in members if member in receipt}}
+    if raffle.get("tickets_sha256") is None:
+        # It is missing while the raffle is being closed.
+        expected.pop("tickets_sha256", None)
+    return [member for member, value in expected.items() if raffle.get(member) != value]
 
 
 def _require_whole(what, count, expected):

@@ -544,7 +544,7 @@ def create_app(database=None, manager_ips=None):
     except storage.DatabaseRefused as error:
         raise SettingError(f"RAFFLE_DATABASE: {error}") from error
     if not managers:
-        log.warning("MANAGER_IPS is empty: nobody can create raffles or draw winners")
+        log.warning("MANAGER_IPS is empty: there are no managers")
     if proxy and any(proxy in network for network in managers):
         log.warning("MANAGER_IPS lists RAFFLE_TRUSTED_PROXY: its requests without X-Forwarded-For have manager rights")
     # In place of Bottle's own close(), which does nothing here.

@@ -261,7 +261,7 @@ class Storage:
         return self.get_raffle(raffle_id)
 
     def _finish_closing(self, raffle):
-        """Delete the shuffle of a raffle that was closed early, store the hash of its tickets; return if it was missing."""
+        """Complete the closing of a raffle before it sold out, if it is not complete; return whether that was so."""
         if raffle["tickets_sha256"] or raffle["issued_tickets"] == raffle["total_tickets"]:
             return False
         digest = draw.digest_of_tickets(self._issued_numbers(raffle["id"]))
