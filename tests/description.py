@@ -20,7 +20,8 @@ FORMATS = {
     "date-time": r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ",
 }
 UNDERSTOOD = {"type", "format", "pattern", "minLength", "maxLength", "minimum", "maximum", "const", "enum", "required"}
-UNDERSTOOD |= {"properties", "additionalProperties", "items", "minItems", "maxItems", "oneOf", "description", "default"}
+UNDERSTOOD |= {"properties", "additionalProperties", "items", "minItems", "maxItems"}
+UNDERSTOOD |= {"oneOf", "allOf", "description", "default"}
 
 
 def resolve(value):
@@ -47,6 +48,8 @@ def fits(value, schema):
         return False
     if "oneOf" in schema and sum(fits(value, one) for one in schema["oneOf"]) != 1:
         return False
+    if not all(fits(value, one) for one in schema.get("allOf", [])):
+        return False
     if isinstance(value, str):
         return (
             schema.get("minLength", 0) <= len(value) <= schema.get("maxLength", len(value))
@@ -69,7 +72,11 @@ def fits(value, schema):
 
 
 def described_path(path):
-    """Return the path of the description that a request's path belongs to, or None."""
+    """Return the path of the description that a request's path, as WSGI has it, belongs to, or None."""
+    try:
+        path.encode("latin1").decode()
+    except UnicodeError:
+        return None
     for template in DESCRIPTION["paths"]:
         pattern = re.escape(template.rstrip("/")).replace(r"\{raffle_id\}", "[^/]+")
         if re.fullmatch(f"{pattern}/?", path.partition("?")[0]):
@@ -83,10 +90,11 @@ def described_response(method, path, status):
     operations = DESCRIPTION["paths"][template] if template else {}
     operation = operations.get({"HEAD": "get"}.get(method, method.lower()))
     if operation:
-        responses, others = operation["responses"], (421, 500)
+        responses, others = operation["responses"], (500,)
     else:
-        responses = {"default": {"$ref": "#/components/responses/Error"}}
-        others = (403, 405, 421) if template else (404, 421)
+        names = {"403": "CrossOrigin", "421": "Misdirected", "default": "Error"}
+        responses = {status: {"$ref": f"#/components/responses/{name}"} for status, name in names.items()}
+        others = (405,) if template else (404,)
     # default is for what any request may be answered, not for what an operation forgot to mention.
     assert str(status) in responses or status in others, (method, path, status)
     return resolve(responses.get(str(status), responses["default"]))
@@ -105,4 +113,6 @@ def assert_described(method, path, status, headers, body):
             assert fits(int(headers[name]) if kind == "integer" else headers[name], header["schema"]), (name, headers)
     content = response["content"][headers["Content-Type"]]
     if method != "HEAD":
-        assert fits(json.loads(body), content["schema"]), (method, path, status, body[:500])
+        value = json.loads(body)
+        assert fits(value, content["schema"]), (method, path, status, body[:500])
+        assert status < 400 or value["status"] == status, (method, path, status, body[:500])

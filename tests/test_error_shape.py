@@ -1,12 +1,14 @@
 """Every way to fail answers in the one shape, whatever raised the error."""
 
+import json
+import re
 import sqlite3
 import uuid
 from contextlib import closing
 
 import pytest
-from description import DESCRIPTION
-from helpers import MANAGER, ONE_PRIZE, README, Client, assert_problem
+from description import DESCRIPTION, resolve
+from helpers import MANAGER, ONE_PRIZE, README, ROOT, Client, assert_problem
 
 import raffle
 import storage
@@ -156,6 +158,54 @@ def test_a_client_without_an_address_can_neither_participate_nor_manage(client, 
     assert "No client address can be determined from '1.2.3.4:80'" in caplog.text
 
 
+def rules_of_the_service():
+    """Return the names of all rules that raffle.py can refuse a request by."""
+    raised = re.findall(r'Refused\(\d+, "([^"]+)"', (ROOT / "raffle.py").read_text(encoding="utf-8"))
+    return {*raised, *(rule for _, rule, _ in raffle.ERRORS.values() if rule)}
+
+
+def refusals_of_the_readme():
+    """Return (operationId, status, rule) of each refusal by a rule that the README's table has, or says of all."""
+    rows = re.findall(r"^\| `([A-Z]+) ([^`]+)` \| [^|]+ \|([^|]*)\|$", README, re.MULTILINE)
+    assert len(rows) == 14
+    refusals = {("create_raffle", 400, "too-many-prizes")}
+    for method, path, cell in rows:
+        operation = DESCRIPTION["paths"][path.replace("<id>", "{raffle_id}")][method.lower()]["operationId"]
+        found = re.findall(r"(\d{3})(?: `([a-z-]+)`)?", cell)
+        refusals |= {(operation, int(status), rule) for status, rule in found if rule}
+        if ("404", "") in found:
+            refusals.add((operation, 404, "no-such-raffle"))
+        if method == "POST":
+            refusals.add((operation, 403, "cross-origin"))
+    return refusals
+
+
+def described_refusals():
+    """Yield method, operationId, status and types of each refusal in the description."""
+    for operations in DESCRIPTION["paths"].values():
+        for method in set(operations) - {"parameters"}:
+            for status, response in operations[method]["responses"].items():
+                content = resolve(response)["content"].get("application/problem+json")
+                if content:
+                    kind = resolve(content["schema"])["properties"]["type"]
+                    types = {kind["const"]} if "const" in kind else set(kind["enum"])
+                    yield method, operations[method]["operationId"], status, types
+
+
+def test_the_types_of_a_described_refusal_are_those_of_the_readme_for_the_operation_and_the_status():
+    described = set()
+    for method, operation, status, types in described_refusals():
+        # Where no rule has the status, and for a body, a query, a key or an address that makes no sense.
+        blank = status not in ("403", "404", "410") and (method, status) != ("get", "400")
+        assert ("about:blank" in types) == blank, (operation, status)
+        for name in types - {"about:blank"}:
+            assert name.startswith("urn:raffle:")
+            described.add((operation, int(status), name.rpartition(":")[2]))
+    assert described == refusals_of_the_readme()
+    assert {rule for _, _, rule in described} == rules_of_the_service()
+    assert set(re.findall("urn:raffle:([a-z-]+)", json.dumps(DESCRIPTION))) == rules_of_the_service()
+
+
 def test_every_refusal_of_a_rule_is_of_the_type_of_that_rule(client):
     def of(response):
         return response.json["type"].rpartition(":")[2]
@@ -205,8 +255,6 @@ def test_every_refusal_of_a_rule_is_of_the_type_of_that_rule(client):
         "already-redeemed",
     ]
     assert of(client.get(f"{raffle}draw/", status=404)) == "not-drawn"
-    about_blank, *described = DESCRIPTION["components"]["schemas"]["Problem"]["properties"]["type"]["enum"]
-    assert sorted(described) == sorted(f"urn:raffle:{name}" for name in found)
-    assert all(f"`{name}`" in README for name in found)
+    assert set(found) == rules_of_the_service()
     for response in (client.get("/nothing", status=404), client.create(0, status=400)):
-        assert response.json["type"] == about_blank == "about:blank"
+        assert response.json["type"] == "about:blank"
