@@ -1,12 +1,14 @@
 """openapi.json describes what is served. What every test's client is answered is held to it as well: see helpers."""
 
 import copy
+import json
 from contextlib import closing
 
 import pytest
 from description import DESCRIPTION, assert_described, described_path, fits, resolve
-from helpers import MANAGER, assert_problem
+from helpers import MANAGER, README, assert_problem
 
+import draw
 import raffle
 import storage
 
@@ -105,6 +107,75 @@ def test_an_answer_that_is_not_as_described_is_noticed(client):
             assert_described("GET", path, status, response.headers, response.body)
     with pytest.raises(AssertionError):
         assert_described("GET", path, 200, {"Content-Type": "application/json"}, response.body)
+
+
+def test_a_refusal_that_is_not_as_described_is_noticed(client):
+    path = f"{client.new_raffle()}draw/"
+    response = client.get(path, status=404)
+    assert response.json["type"] == "urn:raffle:not-drawn"
+
+    def hold(**changes):
+        body = {name: value for name, value in {**response.json, **changes}.items() if value is not None}
+        assert_described("GET", path, 404, response.headers, json.dumps(body))
+
+    hold(type="urn:raffle:no-such-raffle")
+    for changes in ({"type": "about:blank"}, {"type": "urn:raffle:no-prize"}, {"status": 400}, {"detail": None}):
+        with pytest.raises(AssertionError):
+            hold(**changes)
+
+
+def media_types(value, path=""):
+    """Yield (where it is, media type) of every body in a part of the description."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            if name == "content":
+                for kind, media_type in inner.items():
+                    yield f"{path} {kind}", media_type
+            else:
+                yield from media_types(inner, f"{path}/{name}")
+
+
+def example(media_type):
+    """Return the only example of a body."""
+    if "examples" in media_type:
+        [named] = media_type["examples"].values()
+        return resolve(named)["value"]
+    return media_type["example"]
+
+
+def test_every_body_has_an_example_that_fits():
+    found = dict(media_types(DESCRIPTION))
+    for path, media_type in found.items():
+        value = example(media_type)
+        assert fits(value, media_type["schema"]), path
+        if path.endswith("problem+json"):
+            assert raffle.HTTPError(value["status"]).status_line == f"{value['status']} {value['title']}", path
+            if path.split("/")[-3].split()[0].isdigit():
+                assert str(value["status"]) == path.split("/")[-3], path
+    for part in ("headers", "parameters"):
+        for name, described in DESCRIPTION["components"][part].items():
+            assert fits(described["example"], described["schema"]), name
+
+
+def test_the_examples_are_the_raffle_of_the_readme_and_its_draw_holds():
+    sent, answered = {}, {}
+    for operations in DESCRIPTION["paths"].values():
+        for operation in (operations[method] for method in operations if method != "parameters"):
+            name = operation["operationId"]
+            if "requestBody" in operation:
+                sent[name] = example(resolve(operation["requestBody"])["content"]["application/json"])
+            [success] = [response for status, response in operation["responses"].items() if status < "3"]
+            answered[name] = example(success["content"]["application/json"])
+    in_readme = [sent["create_raffle"], sent["draw_winners"]]
+    in_readme += [answered[name] for name in ("participate", "draw_winners", "redeem_prize")]
+    assert all(json.dumps(value) in README for value in in_readme)
+    assert answered["get_raffle"]["tickets_sha256"] in README
+    assert sent["verify_ticket"].items() <= answered["participate"].items()
+    raffles = [answered["create_raffle"], answered["close_raffle"], *answered["list_raffles"]]
+    receipt, wins, tickets = (answered[name] for name in ("get_receipt", "draw_winners", "list_tickets"))
+    assert all(held for _, held in draw.check_draw(draw.require_receipt(receipt), wins, tickets, raffles[:2]))
+    without_prizes = {name: value for name, value in {**raffles[1], "winners_drawn": True}.items() if name != "prizes"}
+    assert raffles[2] == without_prizes
 
 
 def test_the_index_leads_to_what_there_is(client):
