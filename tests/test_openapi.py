@@ -30,6 +30,15 @@ def test_every_route_is_described_and_nothing_else(database):
     assert routes == described
 
 
+def test_every_operation_has_one_of_the_tags():
+    operations = [
+        operation for path in DESCRIPTION["paths"].values() for name, operation in path.items() if name != "parameters"
+    ]
+    tags = {tag for operation in operations for tag in operation["tags"]}
+    assert all(len(operation["tags"]) == 1 for operation in operations)
+    assert tags == {tag["name"] for tag in DESCRIPTION["tags"]}
+
+
 def test_the_bounds_are_those_of_the_service():
     schemas, paths = DESCRIPTION["components"]["schemas"], DESCRIPTION["paths"]
     new = schemas["NewRaffle"]["properties"]
