@@ -4,7 +4,7 @@ Requests hand their writes to the thread, which runs all that are waiting in one
 transaction: under load, one sync of the disk pays for many. One writing
 connection also avoids a bug in SQLite before 3.51.3, which can lose
 commits when two connections write or checkpoint a WAL database at the same
-instant. So only one process may serve a file.
+instant. So a file that is served is locked.
 """
 
 import logging
@@ -18,6 +18,11 @@ from concurrent.futures import Future
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import NamedTuple
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None
 
 OLDEST_SQLITE = (3, 37)  # STRICT tables
 BUSY_TIMEOUT = 2  # seconds to wait for another program's lock on the file
@@ -56,14 +61,16 @@ class Database:
         self._wal_path = Path(f"{self.path}-wal")
         if self.path != Path(path).absolute():
             log.info("%s leads to %s", path, self.path)
-        try:
-            self._writer = self._open(schema, upgrades)
-        except OSError as error:
-            raise DatabaseRefused(f"{self.path} cannot be created: {error.strerror}") from error
-        except sqlite3.Error as error:
-            # SQLite often reports a full disk as an I/O error.
-            full = shutil.disk_usage(self.path.parent).free < 2**16
-            raise DatabaseRefused(f"{self.path} cannot be opened: {'the disk is full' if full else error}") from error
+        with ExitStack() as on_failure:
+            try:
+                self._writer = self._open(schema, upgrades, on_failure)
+            except OSError as error:
+                raise DatabaseRefused(f"{self.path} cannot be opened: {error.strerror}") from error
+            except sqlite3.Error as error:
+                # SQLite often reports a full disk as an I/O error.
+                cause = "the disk is full" if shutil.disk_usage(self.path.parent).free < 2**16 else error
+                raise DatabaseRefused(f"{self.path} cannot be opened: {cause}") from error
+            on_failure.pop_all()
         self.long_job = threading.Lock()
         self._condition = threading.Condition()
         self._waiting = {}
@@ -140,8 +147,8 @@ class Database:
             self._thread.join()
         return self._is_complete
 
-    def _open(self, schema, upgrades):
-        """Return the connection that writes, to a database of the schema's version."""
+    def _open(self, schema, upgrades, on_failure):
+        """Lock the file; return the connection that writes, to a database of the schema's version."""
         if self.path.exists() and not self.path.is_file():
             raise DatabaseRefused(f"{self.path} is not a regular file")
         # SQLite would delete the -wal file of a database that is missing, with all it holds.
@@ -154,6 +161,8 @@ class Database:
             application_id, newest = _identify(model)
         with suppress(FileExistsError):
             os.close(os.open(self.path, os.O_CREAT | os.O_EXCL, 0o600))
+        self._lock = _lock(self.path)
+        on_failure.callback(os.close, self._lock)
         # Read-only at first, because the file of another program must not change.
         with closing(_connect(self.path, "ro")) as reader:
             found, version = _identify(reader)
@@ -172,31 +181,28 @@ class Database:
                 copy = self.path.with_name(f"{self.path.name}.version-{version}")
                 if not copy.is_file():
                     backup(self.path, copy)
-        with ExitStack() as on_failure:
-            writer = on_failure.enter_context(closing(_connect(self.path, "rw")))
-            # Readers go on while a batch is written.
-            writer.execute("PRAGMA journal_mode = WAL")
-            # A ticket that has been answered survives a loss of power: NORMAL might
-            # undo the last commits, and the same number would be issued twice.
-            writer.execute("PRAGMA synchronous = FULL")
-            # A million tickets take 90 MB, each in another place: so keep them in memory (in KiB).
-            writer.execute("PRAGMA cache_size = -131072")
-            # The file changes at checkpoints only. Running them explicitly makes any other change noticeable.
-            writer.execute("PRAGMA wal_autocheckpoint = 0")
-            if is_new:
-                writer.executescript(schema)
-            else:
-                writer.execute("BEGIN IMMEDIATE")
-                for step in range(version, newest):
-                    upgrades[step](writer)
-                    writer.execute(f"PRAGMA user_version = {step + 1}")
-                writer.execute("COMMIT")
-                if version < newest:
-                    log.info("Upgraded %s from version %d to %d", self.path, version, newest)
-            self._data_version = writer.execute("PRAGMA data_version").fetchone()
-            self._file_state, self._wal_state = _state(self.path), _state(self._wal_path)
-            on_failure.pop_all()
-            return writer
+        writer = on_failure.enter_context(closing(_connect(self.path, "rw")))
+        # Readers go on while a batch is written.
+        writer.execute("PRAGMA journal_mode = WAL")
+        # A ticket that has been answered survives a loss of power: NORMAL might
+        # undo the last commits, and the same number would be issued twice.
+        writer.execute("PRAGMA synchronous = FULL")
+        # A million tickets take 90 MB, each in another place: so keep them in memory (in KiB).
+        writer.execute("PRAGMA cache_size = -131072")
+        # The file changes at checkpoints only. Running them explicitly makes any other change noticeable.
+        writer.execute("PRAGMA wal_autocheckpoint = 0")
+        if is_new:
+            writer.executescript(schema)
+        else:
+            writer.execute("BEGIN IMMEDIATE")
+            for step in range(version, newest):
+                upgrades[step](writer)
+                writer.execute(f"PRAGMA user_version = {step + 1}")
+            writer.execute("COMMIT")
+            if version < newest:
+                log.info("Upgraded %s from version %d to %d", self.path, version, newest)
+        self._file_state, self._wal_state = _state(self.path), _state(self._wal_path)
+        return writer
 
     def _write_batches(self):
         try:
@@ -235,9 +241,6 @@ class Database:
         db = self._writer
         outcomes = []
         db.execute("BEGIN IMMEDIATE")
-        # It changes with every commit of another connection, and with no other.
-        if db.execute("PRAGMA data_version").fetchone() != self._data_version:
-            self._lose(f"{self.path} was written by another program")
         for (action, key), group in batch.items():
             db.execute("SAVEPOINT action")
             try:
@@ -332,6 +335,20 @@ class Database:
             # SQLite would write its -wal file over what another program has put there: so keep it from closing.
             log.error("%s was changed, moved or deleted by another program, and is left as it is", self.path)
             threading.Thread(target=lambda _: threading.Event().wait(), args=[self._writer], daemon=True).start()
+        os.close(self._lock)
+
+
+def _lock(path):
+    """Lock a file against other servers, until the descriptor that is returned is closed. Raises DatabaseRefused."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        # Unlike the locks of SQLite, this one does not keep a backup from reading.
+        if fcntl:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        # Not closed: if this process serves the file, that would release the locks of SQLite (POSIX).
+        raise DatabaseRefused(f"{path} is served already") from None
+    return descriptor
 
 
 def backup(path, copy):

@@ -103,6 +103,7 @@ def test_a_draw_is_kept_whole_or_not_at_all_whichever_statement_the_process_is_k
         try:
             status, _, wins = server.request("POST", f"{raffle}winners/")
         except (OSError, http.client.HTTPException):
+            server.process.wait(30)
             assert look("PRAGMA integrity_check") == [("ok",)]
             assert look("SELECT winners_drawn FROM raffle") == [(0,)]
             left_over.update(look("SELECT count(*) FROM win"))
@@ -127,6 +128,8 @@ def test_a_close_is_finished_later_whichever_statement_the_process_is_killed_at(
         with suppress(OSError, http.client.HTTPException):
             assert server.request("POST", f"{raffle}close/")[0] == 200
             break
+        # Only then is the file no longer locked.
+        server.process.wait(30)
         store = Storage(database)
         with closing(store.database):
             raffle_id = raffle.split("/")[2]

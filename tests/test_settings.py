@@ -167,7 +167,14 @@ def test_a_database_that_cannot_be_read_is_refused(monkeypatch):
         monkeypatch.setattr(pkgutil, "get_data", lambda _, name: files[name])
         with not_as_root():
             sentence = refusal(monkeypatch, RAFFLE_DATABASE=database)
-    assert sentence == f"RAFFLE_DATABASE: {database} cannot be opened: unable to open database file"
+    assert sentence == f"RAFFLE_DATABASE: {database} cannot be opened: Permission denied"
+
+
+def test_a_database_that_is_served_is_not_served_by_a_second_server(serve, monkeypatch, database):
+    server = serve()
+    path = server.create()
+    assert refusal(monkeypatch, RAFFLE_DATABASE=database) == f"RAFFLE_DATABASE: {database} is served already"
+    assert server.request("POST", f"{path}participate/")[0] == 201
 
 
 @pytest.mark.parametrize(

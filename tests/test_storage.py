@@ -4,7 +4,7 @@ import gc
 import hashlib
 import sqlite3
 import threading
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -117,38 +117,6 @@ def test_winners_do_not_exist_before_the_draw(store, look):
     assert look("SELECT * FROM win") == []
     store.draw_winners(raffle_id)
     assert look("SELECT position, ticket_number, prize FROM win") == [(1, 1, 1)]
-
-
-@pytest.mark.parametrize("step", range(1, 7))
-def test_two_servers_on_one_file_never_mix_their_draws(store, database, monkeypatch, step):
-    monkeypatch.setattr(storage, "ROWS_PER_COMMIT", 2)
-    raffle_id = store.create_raffle("Fair", 6, [{"name": "Book", "amount": 6}])["id"]
-    issue(store, raffle_id, range(6))
-    other = Storage(database)
-    write, steps, drawn = store.database.write, [], []
-
-    def draw_winners(of, randomness):
-        with suppress(storage.DatabaseUnavailable):
-            of.draw_winners(raffle_id, randomness)
-            drawn.append(randomness)
-
-    def write_and_interfere(*arguments):
-        steps.append(arguments)
-        if len(steps) == step:
-            draw_winners(other, "other")
-        return write(*arguments)
-
-    monkeypatch.setattr(store.database, "write", write_and_interfere)
-    draw_winners(store, "own")
-    other.database.close()
-    store.database.close()
-    # Nothing to delete, three commits of wins, the mark; the last step is that nobody interferes.
-    assert len(drawn) == 1
-    again = Storage(database)
-    with closing(again.database):
-        receipt = again.get_receipt(raffle_id)
-        assert [receipt["public_randomness"]] == drawn
-        assert all(holds for _, holds in draw.check_draw(receipt, again.list_winners(raffle_id, 10)[0]))
 
 
 def test_a_read_that_fails_after_the_draw_does_not_hide_that_it_is_stored(store, monkeypatch):
