@@ -19,20 +19,20 @@ written as lower-case hexadecimal digits. No text is normalized.
    after the draw.
 2. The key is the SHA-256 of these bytes, concatenated: the 13 characters
    "raffle-draw-1", the 36 characters of the raffle's id in lower case, the 32
-   bytes of the secret, and public_randomness.
+   bytes of the secret, and public_randomness as the receipt has it.
 3. For counter = 0, 1, 2..., compute the SHA-256 of 40 bytes: the 32 bytes of the
    key, then counter as 8 bytes. Each digest gives four words of 8 bytes. Use the
    words in this order.
 4. Cells 1 to issued_tickets hold the numbers of the issued tickets, ascending.
    So in a raffle that sold out, each cell holds its own number. Set last to
    issued_tickets.
-5. Take the next word. If it is not below the largest multiple of last that is
-   at most 2^64, discard it and take the next one. The winning cell is the
-   remainder of the word divided by last, plus 1.
+5. While a prize and a cell are left, take the next word. If it is not below the
+   largest multiple of last that is at most 2^64, discard it and take the next
+   one. The winning cell is the remainder of the word divided by last, plus 1.
 6. The number in that cell wins the next prize. Prizes are in the order of
    prizes, each repeated amount times. Move the number in cell last to the
-   winning cell, and decrease last by 1. Repeat from step 5 until no prize or no
-   cell is left: the last prizes of a raffle with few tickets are not won.
+   winning cell, and decrease last by 1. Repeat from step 5. The last prizes of a
+   raffle with few tickets are not won.
 7. wins_sha256 is the SHA-256 of one line per win: the number in decimal, a
    space, the length of the prize's name in bytes in decimal, a space, the name,
    and a line feed.
@@ -84,7 +84,7 @@ import urllib.request
 from array import array
 from concurrent import futures
 from pathlib import Path
-from urllib.error import HTTPError
+from urllib.error import HTTPError, URLError
 from urllib.parse import urljoin
 
 ALGORITHM = "raffle-draw-1"
@@ -270,7 +270,7 @@ def require_receipt(receipt):
         receipt = {**absent, **receipt, "closed_at": receipt["sold_out_at"], "issued_tickets": receipt["total_tickets"]}
         del forms["created_at"]
     for member, form in forms.items():
-        if not re.fullmatch(form, receipt[member]):
+        if not isinstance(receipt[member], str) or not re.fullmatch(form, receipt[member]):
             raise ValueError(f"the receipt's {member} has a wrong form")
     total, issued = receipt["total_tickets"], receipt["issued_tickets"]
     amounts = [prize["amount"] for prize in receipt["prizes"]]
@@ -353,9 +353,11 @@ def _fetch(url):
         with error:
             said = error.headers.get("Location") or _read(error, 1000).decode("utf-8", "replace").strip()
         raise ValueError(f"{url} answers {error.code}: {said}") from None
+    except URLError as error:
+        raise ValueError(f"{url} cannot be read: {error.reason}") from None
     if len(text) > MAX_ANSWER:
         raise ValueError(f"{url} answers with more than {MAX_ANSWER} bytes")
-    return _parse(text), link and urljoin(url, link[1])
+    return _parse(text, url), link and urljoin(url, link[1])
 
 
 def _read(answer, length):
@@ -364,9 +366,12 @@ def _read(answer, length):
     return buffer[: answer.readinto(buffer)]
 
 
-def _parse(text):
-    # Python before 3.9.14 takes minutes for an integer of a million digits. Those past 20 do not matter.
-    return json.loads(text, parse_int=lambda digits: int(digits[:20]))
+def _parse(text, source):
+    try:
+        # Python before 3.9.14 takes minutes for an integer of a million digits. Those past 20 do not matter.
+        return json.loads(text, parse_int=lambda digits: int(digits[:20]))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{source} does not hold JSON: {error}") from None
 
 
 # The program
@@ -374,22 +379,22 @@ def _parse(text):
 
 def main():
     """Check the draw that the command line names; return the exit code."""
-    parser = argparse.ArgumentParser(description="Check the draw of a raffle.")
+    parser = argparse.ArgumentParser(
+        description="Check the draw of a raffle.",
+        usage="draw.py source [winners ...] [--tickets FILE ...] [--raffle FILE ...] [--json] [--timeout SECONDS]",
+    )
     parser.add_argument("source", help="address of the raffle, or file with its receipt")
-    parser.add_argument("wins", nargs="*", metavar="winners", help="files with all pages of wins, if source is a file")
-    parser.add_argument("--tickets", nargs="+", default=[], help="files with all pages of tickets, if needed")
+    parser.add_argument("wins", nargs="*", metavar="winners", help="files with all pages of wins, in order")
+    parser.add_argument("--tickets", nargs="+", default=[], help="files with all pages of tickets, in order")
     parser.add_argument("--raffle", nargs="+", default=[], help="files with the raffle as saved before the draw")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--timeout", type=float, default=600, help="seconds to read from the server (default: 600)")
     arguments = parser.parse_args()
     address = re.match("(?i)https?://[^?#]*/raffles/[^/?#]+", arguments.source)
     is_file = "://" not in arguments.source
-    if (
-        bool(arguments.wins) != is_file
-        or (arguments.tickets and not is_file)
-        or not (is_file or address)
-        or not arguments.timeout > 0
-    ):
+    if not arguments.timeout > 0:
+        parser.error("--timeout must be more than 0")
+    if bool(arguments.wins) != is_file or (arguments.tickets and not is_file) or not (is_file or address):
         parser.error("expected an address such as https://host/raffles/<id>/, or files with the receipt and the wins")
     # A terminal may not know every character.
     sys.stdout.reconfigure(errors="backslashreplace")
@@ -405,37 +410,47 @@ def main():
             )
             results = check_draw(receipt, wins, tickets, raffles)
     except Exception as error:
-        said = _printable(f"{error} is missing" if isinstance(error, KeyError) else str(error))[:2000]
-        print(json.dumps({"holds": False, "error": said}) if arguments.json else f"NOT CHECKED  {said}")
+        explained = {KeyError: "{} is missing", TypeError: "something has a wrong form: {}"}
+        said = _printable(explained.get(type(error), "{}").format(error))[:2000]
+        print(json.dumps({"holds": None, "error": said}) if arguments.json else f"NOT CHECKED  {said}")
         return 1
     holds = all(held for _, held in results)
     if arguments.json:
         sentences = [{"sentence": sentence, "holds": held} for sentence, held in results]
         print(json.dumps({"holds": holds, "sentences": sentences, "receipt": receipt}))
     else:
-        _print_results(results, receipt, arguments.raffle)
+        _print_results(results, receipt, any(raffle.get("winners_drawn") is False for raffle in raffles))
     return 0 if holds else 1
 
 
-def _print_results(results, receipt, raffles):
+def _print_results(results, receipt, saved_before):
+    randomness, source = receipt["public_randomness"], receipt.get("randomness_source")
     for sentence, held in results:
         print(f"{'holds' if held else 'FAILS'}  {sentence}")
     print("This program cannot check:")
     if receipt["tickets_sha256"]:
         print(f"- that this tickets_sha256 was shown before the randomness was known: {receipt['tickets_sha256']}")
-    if not raffles:
-        print(f"- that the raffle showed this commitment before the draw: {receipt['draw_commitment']}")
-    if receipt["public_randomness"].startswith(MADE_BY_SERVER):
+    if not saved_before:
+        print("- that the raffle showed the same tickets, prizes and source before the draw, and this commitment:")
+        print(f"  {receipt['draw_commitment']}")
+    if randomness.startswith(MADE_BY_SERVER):
         print("- that the server did not choose this randomness, because no public randomness was used:")
-    else:
+    elif source:
         print(f"- that this randomness is the announced one, and was unknown to everyone at {receipt['closed_at']}:")
-    print(f"  {_printable(receipt['public_randomness'])}")
-    if receipt.get("randomness_source"):
-        print(f"  announced: {_printable(receipt['randomness_source'])}")
+    else:
+        print(
+            f"- that this randomness was not chosen by the server, and was unknown to everyone at {receipt['closed_at']}:"
+        )
+    print(f"  {_printable(randomness)}")
+    # What looks the same may be another text, and another draw.
+    if ascii(randomness)[1:-1] != randomness.strip():
+        print(f"  exactly: {randomness!a}")
+    if source:
+        print(f"  announced: {_printable(source)}")
 
 
 def _load(file, kind):
-    value = _parse(Path(file).read_bytes())
+    value = _parse(Path(file).read_bytes(), file)
     if not isinstance(value, kind):
         raise ValueError(f"{file} does not hold {'a list' if kind is list else 'an object'}")
     return value

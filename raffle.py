@@ -86,10 +86,11 @@ def setting(name, value=None):
 
 def require_known_settings():
     """Raise SettingError if the environment has an unknown RAFFLE_* or MANAGER_* variable."""
-    # Kubernetes sets RAFFLE_PORT... and RAFFLE_SERVICE_... for a service of that name.
-    foreign = ("RAFFLE_TEST_", "RAFFLE_PORT", "RAFFLE_SERVICE_")
-    for name in os.environ:
-        if name.startswith(("RAFFLE_", "MANAGER_")) and not name.startswith(foreign) and name not in SETTINGS:
+    # Kubernetes sets RAFFLE_SERVICE_..., RAFFLE_PORT_... and RAFFLE_PORT=tcp://... for a service of that name.
+    foreign = ("RAFFLE_TEST_", "RAFFLE_SERVICE_", "RAFFLE_PORT_", "RAFFLE_PORT=tcp://")
+    for name, value in os.environ.items():
+        is_ours = name.startswith(("RAFFLE_", "MANAGER_")) and not f"{name}={value}".startswith(foreign)
+        if is_ours and name not in SETTINGS:
             [nearest] = difflib.get_close_matches(name, SETTINGS, 1, cutoff=0)
             raise SettingError(f"{name}: there is no such setting; the nearest is {nearest}")
 
@@ -187,7 +188,7 @@ def require_manager():
     """Return the manager's address that the request comes from. Raises HTTPError 403, 400."""
     address = client_address()
     if not any(address in network for network in request.app.settings["MANAGER_IPS"]):
-        raise Refused(403, "not-a-manager", "Your ip address is not a manager's")
+        raise Refused(403, "not-a-manager", f"Your ip address {address} is not a manager's")
     return address
 
 
@@ -627,7 +628,7 @@ def parse_arguments():
         prog="raffle",
         usage="raffle [--help | --version | backup COPY]",
         description=f"Raffle {VERSION}: serve raffles over HTTP, or copy their database.",
-        epilog=f"settings, read once at start from the environment:\n{settings}",
+        epilog=f"settings, read once at start from the environment (empty: default):\n{settings}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"raffle {VERSION}")

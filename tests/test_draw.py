@@ -516,8 +516,10 @@ def test_saved_answers_are_checked_by_the_program_alone(drawn, tmp_path):
         assert done.stdout.splitlines() == [
             *(f"{'FAILS' if name in broken else 'holds'}  {sentence}" for name, sentence in SENTENCES.items()),
             "This program cannot check:",
-            f"- that the raffle showed this commitment before the draw: {receipt['draw_commitment']}",
-            f"- that this randomness is the announced one, and was unknown to everyone at {receipt['closed_at']}:",
+            "- that the raffle showed the same tickets, prizes and source before the draw, and this commitment:",
+            f"  {receipt['draw_commitment']}",
+            "- that this randomness was not chosen by the server, and was unknown to everyone at "
+            f"{receipt['closed_at']}:",
             "  7 13 21",
         ]
 
@@ -847,7 +849,31 @@ def test_the_public_randomness_and_its_source_are_shown_on_one_line(site, check)
     site.receipt["public_randomness"] = "\x1b[2J é\r\n"
     site.receipt["randomness_source"] = site.raffle["randomness_source"] = "\x1b[2J ü"
     _, said = check(site.address)
-    assert said.endswith("  \\x1b[2J é\\r\\n\n  announced: \\x1b[2J ü\n")
+    exactly = r"'\x1b[2J \xe9\r\n'"
+    assert said.endswith(f"  \\x1b[2J é\\r\\n\n  exactly: {exactly}\n  announced: \\x1b[2J ü\n")
+
+
+@pytest.mark.parametrize(
+    ("randomness", "shown"),
+    [
+        ("7 13 21", "  7 13 21\n"),
+        ("7 13 21 ", "  7 13 21 \n  exactly: '7 13 21 '\n"),
+        ("\u212b", "  \u212b\n  exactly: '\\u212b'\n"),
+        ("\\u212b", "  \\u212b\n  exactly: '\\\\u212b'\n"),
+    ],
+)
+def test_randomness_that_looks_like_another_is_told_from_it(site, check, randomness, shown):
+    site.receipt["public_randomness"] = randomness
+    _, said = check(site.address)
+    assert said.endswith(f":\n{shown}")
+
+
+def test_only_a_raffle_that_was_saved_before_the_draw_shows_what_was_promised(site, check, tmp_path):
+    saved = tmp_path / "raffle.json"
+    for drawn, promised in ((False, True), (True, False), (None, False)):
+        saved.write_text(json.dumps({**site.raffle, "winners_drawn": drawn}))
+        code, said = check(site.address, "--raffle", str(saved))
+        assert (code, "before the draw" not in said) == (0, promised)
 
 
 def test_an_integer_of_any_length_is_read(site, check):

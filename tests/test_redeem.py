@@ -53,7 +53,9 @@ def test_a_prize_is_redeemed_with_a_ticket_that_won_only(client, raffle, tickets
     wrong = {**won, "verification_code": lost["verification_code"]}
     assert_problem(client.redeem(raffle, wrong, status=400), "Invalid verification code")
     assert_problem(client.redeem(raffle, {**won, "ticket_number": 4}, status=400), "Invalid verification code")
-    assert_problem(client.redeem(raffle, won, status=403, address="10.0.0.2"), "Your ip address is not a manager's")
+    assert_problem(
+        client.redeem(raffle, won, status=403, address="10.0.0.2"), "Your ip address 10.0.0.2 is not a manager's"
+    )
     for body in ({}, {**won, "ticket_number": 0}, {**won, "verification_code": 7}, b"x"):
         assert_problem(client.redeem(raffle, body, status=400))
     assert_problem(client.redeem(raffle, b"x" * 4097, status=413))

@@ -104,8 +104,9 @@ def test_a_setting_that_does_not_exist_stops_the_start(monkeypatch, database, na
 
 
 def test_what_tests_and_kubernetes_set_is_not_taken_for_a_setting(monkeypatch):
-    for name in ("RAFFLE_TEST_FUZZ", "RAFFLE_PORT", "RAFFLE_PORT_8080_TCP_ADDR", "RAFFLE_SERVICE_HOST", "MANAGERS"):
+    for name in ("RAFFLE_TEST_FUZZ", "RAFFLE_PORT_8080_TCP_ADDR", "RAFFLE_SERVICE_HOST", "MANAGERS"):
         monkeypatch.setenv(name, "x")
+    monkeypatch.setenv("RAFFLE_PORT", "tcp://10.0.0.1:8080")
     raffle.require_known_settings()
 
 
