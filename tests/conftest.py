@@ -1,3 +1,4 @@
+import faulthandler
 import os
 import sqlite3
 from contextlib import closing
@@ -7,6 +8,26 @@ from helpers import MANAGER, Client, Server
 
 import raffle
 from storage import Storage
+
+TIME_LIMIT = 120  # seconds for one test; the longest takes five
+STANDARD_ERROR = pytest.StashKey()
+
+
+def pytest_configure(config):
+    """Keep the standard error that pytest was started with: while a test runs, it has another."""
+    config.stash[STANDARD_ERROR] = os.dup(2)
+
+
+def pytest_unconfigure(config):
+    os.close(config.stash[STANDARD_ERROR])
+
+
+@pytest.fixture(autouse=True)
+def time_limit(request):
+    """End the run if a test hangs, and say where. pytest's own faulthandler_timeout is not set: there is one timer."""
+    faulthandler.dump_traceback_later(TIME_LIMIT, exit=True, file=request.config.stash[STANDARD_ERROR])
+    yield
+    faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 import base64
 import http.client
+import io
 import json
 import os
 import re
@@ -105,6 +106,16 @@ class Client(webtest.TestApp):
     def page(self, path):
         response = self.get(path)
         return response.headers, response.json
+
+
+def call(app, body=b"", **environ):
+    """Call a WSGI application with a request that no client would send; return the status code and the body."""
+    said = []
+    server = {"SERVER_NAME": "x", "SERVER_PORT": "80", "SERVER_PROTOCOL": "HTTP/1.0", "wsgi.url_scheme": "http"}
+    request = {"REQUEST_METHOD": "POST", "PATH_INFO": "/raffles/", "REMOTE_ADDR": MANAGER, "wsgi.errors": sys.stderr}
+    environ = {**server, **request, "wsgi.input": io.BytesIO(body), **environ}
+    answer = b"".join(app(environ, lambda status, headers, *_: said.append(int(status[:3]))))
+    return said[0], json.loads(answer)
 
 
 def assert_problem(response, detail=None):

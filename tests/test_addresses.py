@@ -184,7 +184,7 @@ def test_a_prefix_makes_an_ipv6_network_one_participant(database, monkeypatch):
         client = Client(app)
         path = client.new_raffle(total_tickets=9)
         client.participate(path, "2001:db8::1")
-        client.participate(path, "2001:db8::ffff:1", status=403)
+        client.participate(path, "2001:db8::8000:0:0:1", status=403)  # the 65th bit
         client.participate(path, "2001:db8:0:1::1")
         client.participate(path, "10.1.0.1")
         client.participate(path, "10.1.0.2")

@@ -3,7 +3,7 @@ import json
 import uuid
 
 import pytest
-from helpers import MANAGER, ONE_PRIZE, assert_problem
+from helpers import MANAGER, ONE_PRIZE, assert_problem, call
 
 RAFFLE = {"name": "Fair", "total_tickets": 10, "prizes": ONE_PRIZE}
 TICKET = {"ticket_number": 1, "verification_code": "x"}
@@ -171,6 +171,26 @@ def test_a_body_may_have_one_mebibyte_or_four_kibibytes_for_a_ticket_and_no_more
     assert_problem(client.request_from(MANAGER, "POST", path, body.ljust(longest + 1), status=413))
 
 
+@pytest.mark.parametrize(
+    ("length", "says"),
+    [
+        ({}, "The body must be one JSON object in UTF-8: "),
+        ({"CONTENT_LENGTH": ""}, "The body must be one JSON object in UTF-8: "),
+        *[
+            ({"CONTENT_LENGTH": text}, "Content-Length must be a number")
+            for text in ("-1", "x", "+9", "1.0", "٣", " 9")
+        ],
+        ({"CONTENT_LENGTH": "9" * 19}, "Content-Length must be a number"),
+        ({"CONTENT_LENGTH": "9" * 18}, "The body must not be longer than "),
+    ],
+)
+def test_no_more_of_a_body_is_read_than_its_length_says(client, length, says):
+    status, problem = call(client.app, json.dumps(RAFFLE).encode(), CONTENT_TYPE="application/json", **length)
+    assert status in (400, 413)
+    assert problem["detail"].startswith(says)
+    assert client.get("/raffles/").json == []
+
+
 def test_a_body_of_the_wrong_type_is_refused_before_its_length(client):
     client.request_from(MANAGER, "POST", "/raffles/", b"x" * 2**21, status=415, Content_Type="text/plain")
 
@@ -192,6 +212,8 @@ def test_a_body_of_the_wrong_type_is_refused_before_its_length(client):
         lambda raffle_id: str(uuid.uuid4()),
         lambda raffle_id: "..",
         lambda raffle_id: "%00",
+        lambda raffle_id: "%25",
+        lambda raffle_id: "_" * 36,
         lambda raffle_id: "%ED%A0%80",
         lambda raffle_id: "x" * 10_000,
         lambda raffle_id: "' OR 1=1 --",
@@ -203,6 +225,11 @@ def test_what_is_not_exactly_the_id_of_a_raffle_is_not_found(client, disguise, e
     path = f"/raffles/{disguise(raffle_id)}{ending}"
     assert_problem(client.get(path, status=404))
     assert_problem(client.participate(f"{path.rstrip('/')}/", status=404))
+    for action in ("winners", "draw", "tickets"):
+        assert_problem(client.get(f"{path.rstrip('/')}/{action}", status=404))
+    body = {**TICKET, "public_randomness": "x"}
+    for action in ("close", "winners", "verify-ticket", "redeem"):
+        assert_problem(client.request_from(MANAGER, "POST", f"{path.rstrip('/')}/{action}", body, status=404))
 
 
 @pytest.mark.parametrize(

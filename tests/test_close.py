@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import time
 from contextlib import closing
 from functools import partial
 
@@ -153,6 +154,26 @@ def test_a_clock_that_is_put_back_does_not_spoil_a_close(client, monkeypatch):
     client.close(raffle)
     client.draw(raffle)
     assert_holds(client, raffle)
+
+
+@pytest.mark.parametrize("zone", ["XST-14", "XST12"])
+def test_all_times_are_in_utc(client, monkeypatch, zone):
+    def utc():
+        return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", zone)
+        time.tzset()
+        before, raffle = utc(), client.new_raffle()
+        ticket = client.participate(raffle).json
+        client.close(raffle)
+        client.draw(raffle)
+        redeemed = client.redeem(raffle, ticket).json
+        receipt = client.get(f"{raffle}draw/").json
+        times = [before, receipt["created_at"], receipt["closed_at"], receipt["drawn_at"], redeemed["redeemed_at"]]
+        assert [*times, utc()] == sorted([*times, utc()])
+        assert_holds(client, raffle)
+    time.tzset()
 
 
 def test_a_close_is_logged_with_the_manager(client, caplog):

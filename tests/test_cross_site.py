@@ -2,9 +2,10 @@
 
 import shutil
 import subprocess
+from itertools import product
 
 import pytest
-from helpers import MANAGER, ONE_PRIZE, assert_problem
+from helpers import MANAGER, ONE_PRIZE, assert_problem, call
 
 OWN = "http://localhost:80"  # what WebTest sends as the Host
 
@@ -21,6 +22,7 @@ RULE = [
     ({"Sec_Fetch_Site": "same-origin, none"}, False),
     ({"Origin": OWN}, True),
     ({"Origin": "https://LOCALHOST:80"}, True),
+    ({"Origin": OWN, "Host": "LocalHost:80"}, True),
     ({"Origin": ""}, True),
     ({"Origin": "http://localhost"}, False),
     ({"Origin": "http://localhost:8080"}, False),
@@ -54,11 +56,17 @@ def test_every_request_that_changes_something_follows_the_rule(client):
 
 def test_anybody_may_read_and_no_page_of_another_site_sees_it(client):
     path = client.new_raffle()
-    for target in ("/raffles/", path, f"{path}winners/"):
+    reads = [("GET", 200), ("HEAD", 200), ("OPTIONS", 405)]
+    for target, (method, status) in product(("/raffles/", path, f"{path}winners/"), reads):
         response = client.request_from(
-            "10.1.0.1", "GET", target, status=200, Sec_Fetch_Site="cross-site", Origin="https://evil.example"
+            "10.1.0.1", method, target, status=status, Sec_Fetch_Site="cross-site", Origin="https://evil.example"
         )
         assert not [name for name in response.headers if name.lower().startswith("access-control-")]
+
+
+def test_a_request_with_an_origin_and_without_a_host_is_refused(client):
+    status, problem = call(client.app, HTTP_ORIGIN=OWN)
+    assert (status, problem["detail"]) == (403, "Cross-origin requests are not allowed")
 
 
 # Pages beside the raffle, as a proxy in front would serve them: they send a request and show its status.

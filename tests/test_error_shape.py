@@ -8,7 +8,7 @@ from contextlib import closing
 
 import pytest
 from description import DESCRIPTION, resolve
-from helpers import MANAGER, ONE_PRIZE, README, ROOT, Client, assert_problem
+from helpers import MANAGER, ONE_PRIZE, README, ROOT, Client, assert_problem, call
 
 import raffle
 import storage
@@ -137,20 +137,23 @@ def test_a_database_that_cannot_be_read_is_unavailable(client, monkeypatch):
 
 
 def test_another_host_is_misdirected(database, monkeypatch):
-    monkeypatch.setenv("RAFFLE_HOSTS", "raffle.example, [::1]")
+    monkeypatch.setenv("RAFFLE_HOSTS", "Raffle.EXAMPLE, [::1]")
     with closing(raffle.create_app(database, MANAGER)) as app:
         client = Client(app)
-        for host in ("raffle.example", "RAFFLE.example:8080", "[::1]", "[::1]:8080"):
+        for host in ("raffle.example", "RAFFLE.example:8080", "raffle.example:", "[::1]", "[::1]:8080"):
             client.get("/raffles/", headers={"Host": host})
         for host in ("other.example", "raffle.example.evil", "raffle.example:8080:1", "::1", ""):
             assert_problem(client.get("/raffles/", headers={"Host": host}, status=421))
             client.request_from(MANAGER, "POST", "/raffles/", status=421, Host=host)
+        assert call(app)[0] == 421
 
 
 def test_a_client_without_an_address_can_neither_participate_nor_manage(client, caplog):
     raffle = client.new_raffle()
     for address in ("", "unknown", "localhost", "1.2.3", "1.2.3.4:80", "1.2.3.4%eth0", "[::1]:443", "::ffff"):
-        assert_problem(client.participate(raffle, address, status=400))
+        for headers in ({}, {"X_Forwarded_For": MANAGER}):
+            assert_problem(client.participate(raffle, address, status=400, **headers))
+            client.request_from(address, "POST", f"{raffle}close/", status=400, **headers)
         client.draw(raffle, address, status=400)
         client.request_from(address, "POST", "/raffles/", status=400)
         client.request_from(address, "GET", raffle, status=200)

@@ -25,6 +25,13 @@ def test_the_same_key_from_the_same_address_gets_the_same_ticket(client):
     assert client.get(raffle).json["available_tickets"] == 2
 
 
+def test_a_ticket_is_repeated_when_the_number_of_iterations_has_changed(client, monkeypatch):
+    raffle = client.new_raffle()
+    ticket = client.participate(raffle, Idempotency_Key=KEY).json
+    monkeypatch.setattr("storage.ITERATIONS", 2_000)
+    assert client.participate(raffle, Idempotency_Key=KEY).json == ticket
+
+
 def test_another_key_is_refused(client):
     raffle = client.new_raffle()
     client.participate(raffle, Idempotency_Key=KEY)

@@ -1,7 +1,40 @@
+import hashlib
 import logging
+import uuid
+from contextlib import closing
 
 import pytest
-from helpers import assert_problem, spellings
+from helpers import MANAGER, Client, assert_problem, spellings
+
+from raffle import create_app
+
+
+def test_a_code_is_stored_as_its_salted_hash(client, look):
+    raffle = client.new_raffle()
+    codes = {ticket["ticket_number"]: ticket["verification_code"] for ticket in client.sell_out(raffle)}
+    stored = look("SELECT number, salt, iterations, code_hash FROM ticket")
+    for number, salt, iterations, code_hash in stored:
+        assert (len(salt), iterations) == (16, 1000)
+        code = codes[number].replace("-", "").encode()
+        assert code_hash == hashlib.pbkdf2_hmac("sha256", code, salt, iterations)
+    assert len({salt for _, salt, *_ in stored}) == len(set(codes.values())) == 3
+
+
+def test_no_secret_follows_from_what_is_public(tmp_path, monkeypatch):
+    # Two servers at the same time, with the same raffle and the same participants: nothing but chance differs.
+    monkeypatch.setattr("uuid.uuid4", lambda: uuid.UUID(int=7, version=4))
+    monkeypatch.setattr("storage._now", lambda: "2026-07-04T18:00:00Z")
+    secrets = []
+    for name in ("a", "b"):
+        with closing(create_app(tmp_path / name, MANAGER)) as app:
+            client = Client(app)
+            raffle = client.new_raffle()
+            tickets = {ticket["ticket_number"]: ticket["verification_code"] for ticket in client.sell_out(raffle)}
+            client.draw(raffle)
+            receipt = client.get(f"{raffle}draw/").json
+            secrets += [receipt["secret"], receipt["public_randomness"], *tickets.values()]
+            assert receipt["draw_commitment"] == hashlib.sha256(bytes.fromhex(receipt["secret"])).hexdigest()
+    assert len(set(secrets)) == len(secrets) == 10
 
 
 def test_neither_the_database_nor_its_wal_nor_the_log_holds_a_code(serve, tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, call
 
 import raffle
 from storage import Storage
@@ -255,6 +255,30 @@ def test_what_is_not_given_comes_from_the_environment(monkeypatch, database):
     assert database.exists()
     with pytest.raises(raffle.SettingError, match="MANAGER_IPS"):
         raffle.create_app()
+
+
+def test_no_managers_given_are_none_whatever_the_environment_says(monkeypatch, database):
+    monkeypatch.setenv("MANAGER_IPS", "10.0.0.1")
+    for none in ([], ""):
+        with closing(raffle.create_app(database, none)) as app:
+            assert call(app, REMOTE_ADDR="10.0.0.1")[0] == 403
+
+
+@pytest.mark.parametrize(
+    ("name", "lowest", "highest"),
+    [
+        ("RAFFLE_THREADS", 1, 200),
+        ("RAFFLE_TRUSTED_PROXY_COUNT", 1, 100),
+        ("RAFFLE_IPV6_PREFIX", 1, 128),
+    ],
+)
+def test_a_number_in_a_setting_is_within_its_bounds(name, lowest, highest):
+    for number in (lowest, highest):
+        assert raffle.setting(name, str(number)) == number
+    for text in (str(lowest - 1), str(highest + 1), "٣", "1_0", "1" * 10):
+        with pytest.raises(raffle.SettingError) as refused:
+            raffle.setting(name, text)
+        assert str(refused.value) == f"{name}: {text!r} is not an integer from {lowest} to {highest}"
 
 
 def test_importing_the_module_touches_no_file(tmp_path):

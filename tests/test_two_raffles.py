@@ -1,7 +1,11 @@
 """Two raffles in one database, played side by side, know nothing of each other."""
 
-from helpers import assert_problem
+from contextlib import contextmanager
+from itertools import count
 
+from helpers import MANAGER, assert_problem
+
+import storage
 from draw import check_draw
 
 TICKETS = 6
@@ -73,3 +77,67 @@ def test_two_raffles_in_one_database_are_kept_apart(client):
             assert_problem(foreign, "Tickets to this raffle are no longer available")
             # The number is in both raffles, the code in one.
             assert_problem(client.verify(paths[other], ticket, status=400), "Invalid verification code")
+
+
+# Sold and total of raffles 1 to 4. The numbers of the small ones are in the large ones, too, but not the other way
+# round; and each kind comes both before and after the other.
+SIZES = {1: (2, 3), 2: (5, 6), 3: (2, 3), 4: (5, 6)}
+KEY = "the_same_in_every_raffle"
+TABLES = {"raffle": "sequence", "prize": "raffle", "displaced": "raffle", "ticket": "raffle", "win": "raffle"}
+
+
+def test_what_is_done_to_one_raffle_leaves_the_others_as_they_are(client, look, monkeypatch):
+    clock = count()
+    monkeypatch.setattr(storage, "_now", lambda: "2026-07-04T18:{:02}:{:02}Z".format(*divmod(next(clock), 60)))
+
+    def stored(n):
+        return [look(f"SELECT * FROM {table} WHERE {column} = {n} ORDER BY 1, 2") for table, column in TABLES.items()]
+
+    @contextmanager
+    def nothing_but(n):
+        before = {other: stored(other) for other in SIZES}
+        yield
+        assert [other for other in SIZES if stored(other) != before[other]] == [n]
+
+    prizes = {n: [{"name": f"{i} of {n}", "amount": 1} for i in range(total)] for n, (_, total) in SIZES.items()}
+    paths, tickets = {}, {n: [] for n in SIZES}
+    for n, (_, total) in SIZES.items():
+        with nothing_but(n):
+            paths[n] = client.new_raffle(total, prizes[n])
+    for buyer in range(5):
+        for n, (sold, _) in SIZES.items():
+            if buyer < sold:
+                with nothing_but(n):
+                    ticket = client.participate(paths[n], ADDRESSES[buyer], Idempotency_Key=KEY).json
+                tickets[n].append(ticket)
+    for act in (client.close, client.draw):
+        for n in (2, 3, 1, 4):
+            with nothing_but(n):
+                act(paths[n])
+    wins = {n: client.get(f"{paths[n]}winners/").json for n in SIZES}
+    for n in SIZES:
+        numbers = sorted(ticket["ticket_number"] for ticket in tickets[n])
+        assert client.get(f"{paths[n]}tickets/").json == numbers
+        assert sorted(win["ticket_number"] for win in wins[n]) == numbers
+        assert [win["prize"] for win in wins[n]] == [prize["name"] for prize in prizes[n][: len(numbers)]]
+        assert client.get(paths[n]).json["prizes"] == prizes[n]
+        receipt = client.get(f"{paths[n]}draw/").json
+        assert all(holds for _, holds in check_draw(receipt, wins[n], numbers, [client.get(paths[n]).json]))
+
+    for n in (3, 2, 4, 1):
+        for address, ticket in zip(ADDRESSES, tickets[n]):
+            repeated = client.participate(paths[n], address, Idempotency_Key=KEY)
+            assert repeated.json == ticket
+            for other in set(SIZES) - {n}:
+                for path in ("verify-ticket", "redeem"):
+                    refused = client.request_from(MANAGER, "POST", f"{paths[other]}{path}/", ticket, status=400)
+                    assert_problem(refused, "Invalid verification code")
+            [prize] = [win["prize"] for win in wins[n] if win["ticket_number"] == ticket["ticket_number"]]
+            assert client.verify(paths[n], ticket).json == {"has_won": True, "prize": prize, "redeemed_at": None}
+            with nothing_but(n):
+                redeemed = client.redeem(paths[n], ticket).json
+            assert redeemed["prize"] == prize
+            refusal = f"The prize of this ticket was already redeemed at {redeemed['redeemed_at']}"
+            assert_problem(client.redeem(paths[n], ticket, status=403), refusal)
+            verdict = {"ticket_number": ticket["ticket_number"], **client.verify(paths[n], ticket).json}
+            assert verdict == {"has_won": True, **redeemed}
