@@ -370,6 +370,7 @@ def drawn_early(client):
         lambda tickets: tickets.__setitem__(1, tickets[0]),
         lambda tickets: tickets.__setitem__(0, 0),
         lambda tickets: tickets.__setitem__(-1, 1001),
+        lambda tickets: tickets.insert(0, 0),
         lambda tickets: tickets.__setitem__(0, next(n for n in range(1, 1000) if n not in tickets)),
     ],
 )
@@ -384,6 +385,26 @@ def test_a_list_of_tickets_that_is_not_the_one_that_was_closed_does_not_hold(dra
         receipt["tickets_sha256"] = draw.digest_of_tickets(other)
     results = dict(draw.check_draw(receipt, wins, other))
     assert results["The issued tickets are those of the receipt"] is False
+
+
+def test_there_are_no_more_issued_tickets_than_the_receipt_says(drawn_early):
+    receipt, _, tickets = drawn_early
+    more = sorted([*tickets, next(n for n in range(1, 1000) if n not in tickets)])
+    # A server that knew the winners could have added the one it wants among them.
+    for digest in (receipt["tickets_sha256"], draw.digest_of_tickets(more)):
+        forged = {**receipt, "tickets_sha256": digest}
+        arguments = (bytes.fromhex(receipt["secret"]), receipt["public_randomness"], more, 12)
+        numbers = draw.winning_numbers(receipt["raffle_id"], *arguments)
+        names = draw.prize_of_each_win((prize["name"], prize["amount"]) for prize in receipt["prizes"])
+        wins = [{"ticket_number": number, "prize": name} for number, name in zip(numbers, names)]
+        assert dict(draw.check_draw(forged, wins, more))["The issued tickets are those of the receipt"] is False
+
+
+def test_the_clock_of_the_server_may_be_five_minutes_ahead(drawn):
+    _, receipt, wins = drawn
+    for ahead, holds in ((280, True), (320, False)):
+        results = draw.check_draw({**receipt, "drawn_at": draw._time(ahead)}, wins)
+        assert dict(results)[SENTENCES["order"]] is holds
 
 
 def test_a_list_of_tickets_of_a_wrong_form_is_not_checked(drawn_early):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 from helpers import ONE_PRIZE, ROOT, at_once
@@ -65,9 +66,11 @@ def test_a_whole_raffle(serve):
     assert f"INFO Winners of raffle {raffle_id} drawn by 127.0.0." in drawn
 
 
-def test_the_greeting_says_which_port_was_picked(serve):
-    server = serve()
+def test_the_greeting_says_which_port_was_picked_and_as_many_threads_run_as_the_setting_says(serve):
+    server = serve(RAFFLE_THREADS="7")
     assert server.greeting == f"Listening on http://127.0.0.1:{server.port}\n"
+    # Those that handle requests, the one that writes, and the event loop.
+    assert len(list(Path(f"/proc/{server.process.pid}/task").iterdir())) == 7 + 2
     assert server.request("GET", "/raffles/")[0] == 200
 
 
