@@ -148,12 +148,14 @@ def test_a_close_that_was_interrupted_is_finished_by_a_repeated_close_or_by_the_
 
 
 def test_a_clock_that_is_put_back_does_not_spoil_a_close(client, monkeypatch):
-    raffle = client.new_raffle()
-    client.participate(raffle)
+    early, sold_out = client.new_raffle(), client.new_raffle()
+    client.participate(early)
     monkeypatch.setattr(storage, "_now", lambda: "2000-01-01T00:00:00Z")
-    client.close(raffle)
-    client.draw(raffle)
-    assert_holds(client, raffle)
+    client.close(early)
+    client.sell_out(sold_out)
+    for raffle in (early, sold_out):
+        client.draw(raffle)
+        assert_holds(client, raffle)
 
 
 @pytest.mark.parametrize("zone", ["XST-14", "XST12"])

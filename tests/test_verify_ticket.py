@@ -55,7 +55,7 @@ def test_a_code_is_read_leniently(client, raffle, monkeypatch, spelling):
 
 @pytest.mark.parametrize(
     "code",
-    ["", "-", "x", "U" * 24, "0" * 24, "0" * 25, "\0", "\ud800", "🎟" * 24, "0" * 3000],
+    ["", "-", "x", "U" * 24, "0" * 24, "0" * 25, "\0", "\ud800", "\ud800" * 24, "🎟" * 24, "0" * 3000],
 )
 def test_a_wrong_code_is_refused(client, raffle, tickets, code):
     ticket = {**tickets[0], "verification_code": code}
