@@ -571,6 +571,7 @@ def test_files_that_hold_no_answers_are_not_checked(drawn, tmp_path, name, garba
         ("http://127.0.0.1/raffles/1/", "--timeout", "nan"),
         ("http://127.0.0.1/raffles/1/", "--timeout", "0"),
         ("http://127.0.0.1/raffles/1/", "winners.json"),
+        ("http://127.0.0.1/raffles/1/", "--tickets", "tickets.json"),
     ],
 )
 def test_a_wrong_command_line_ends_with_2(tmp_path, arguments):
@@ -704,6 +705,7 @@ def test_pages_without_end_are_followed_no_further_than_the_prizes_fill(site, ch
     [
         ("total_tickets", 13),
         ("issued_tickets", 11),
+        ("closed_at", "2000-01-01T00:00:00Z"),
         ("prizes", PRIZES[::-1]),
         ("draw_commitment", "0" * 64),
         ("created_at", "2000-01-01T00:00:00Z"),
@@ -715,6 +717,13 @@ def test_a_raffle_that_differs_from_its_receipt_is_found_out(site, check, member
     site.raffle[member] = value
     code, said = check(site.address)
     assert (code, failing(said)) == (1, [f"{OF_RAFFLE} (different: {member})"])
+
+
+def test_an_address_may_be_of_http_and_https_in_any_case(site, check):
+    assert check(site.address.replace("http", "HTTP"))[0] == 0
+    # The site speaks no TLS.
+    for scheme in ("https", "HTTPS"):
+        assert_not_checked(check(site.address.replace("http", scheme)), "SSL")
 
 
 @pytest.mark.parametrize("shown", ["the raffle of the address", "the raffle of the receipt"])
