@@ -141,6 +141,14 @@ def test_the_recipe_and_the_program_draw_the_same():
         assert recipe(*inputs) == program(*inputs)
 
 
+@pytest.mark.parametrize("last", [1, 2, 3, 10, 2**32, 2**32 + 1, 2**53 - 1])
+def test_the_words_from_the_largest_multiple_on_are_discarded_and_no_others(last):
+    multiple = 2**64 // last * last
+    assert draw.uniform(iter([multiple - 1]), last) == last
+    for word in [word for word in (multiple, 2**64 - 1) if multiple <= word < 2**64]:
+        assert draw.uniform(iter([word, word, 1]), last) == 2
+
+
 def test_every_input_changes_the_draw():
     usual = (RAFFLE_ID, SECRET, "x", range(1, 2**40 + 1), [("Pen", 3)])
     changed = [
