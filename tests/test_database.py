@@ -567,6 +567,18 @@ def test_a_start_on_a_full_disk_names_the_cause(full_disk):
 # Other programs and other versions
 
 
+def test_another_program_that_locks_the_file_for_a_moment_is_waited_for(db, database):
+    begun = threading.Event()
+    db._writer.set_trace_callback(lambda sql: begun.set() if sql.startswith("BEGIN") else None)
+    with closing(sqlite3.connect(database)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        answer = db.write(add, "a", 1)
+        assert begun.wait(30)
+        other.execute("ROLLBACK")
+    assert answer.result(30) == 1
+    assert values(db) == [1]
+
+
 def test_another_program_that_locks_the_file_is_waited_for_only_once(open_database, database, monkeypatch, caplog):
     monkeypatch.setattr("database.BUSY_TIMEOUT", 0.01)
     timeouts = []
