@@ -5,9 +5,12 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 
 import pytest
 from helpers import README, ROOT, Crowd, assert_kept, fill
+
+from database import DatabaseRefused, backup
 
 
 def back_up(database, copy):
@@ -131,6 +134,22 @@ def test_a_backup_does_not_overwrite_a_file(tmp_path, database):
     done = back_up(database, copy)
     assert (done.returncode, done.stdout, done.stderr) == (1, "", f"{copy} exists already\n")
     assert copy.read_text() == "precious"
+
+
+def test_a_backup_does_not_overwrite_a_file_that_appears_while_it_is_made(tmp_path, database, monkeypatch):
+    fill(database, 3, [{"name": "Pen", "amount": 1}])
+    copy = tmp_path / "backup.db"
+    mkstemp = tempfile.mkstemp
+
+    def mkstemp_and_copy(**arguments):
+        copy.write_text("precious")
+        return mkstemp(**arguments)
+
+    monkeypatch.setattr(tempfile, "mkstemp", mkstemp_and_copy)
+    with pytest.raises(DatabaseRefused, match="exists already"):
+        backup(database, copy)
+    assert copy.read_text() == "precious"
+    assert list(tmp_path.glob("backup*")) == [copy]
 
 
 @pytest.mark.parametrize(

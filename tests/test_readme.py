@@ -7,6 +7,7 @@ import pytest
 from helpers import ROOT
 
 import raffle
+import server
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -27,6 +28,11 @@ def test_every_setting_is_in_the_readme_with_its_default_and_meaning():
     assert [(name, default, meaning.replace("`", "")) for name, default, meaning in table] == [
         (name, str(default or "none"), meaning) for name, (_, default, meaning) in raffle.SETTINGS.items()
     ]
+
+
+def test_the_readme_says_how_long_a_slow_client_holds_what():
+    assert f"hold one of {server.MAX_CONNECTIONS} connections for {server.STALL_TIMEOUT} seconds" in README
+    assert f"it answers what has arrived, for up to {server.STOP_TIMEOUT} seconds" in README
 
 
 def masked(text):

@@ -184,6 +184,7 @@ def test_a_database_that_is_served_is_not_served_by_a_second_server(serve, monke
         "CREATE TABLE raffle (id)",
         "PRAGMA application_id = 1",
         "PRAGMA application_id = 1; CREATE TABLE raffle (id)",
+        "PRAGMA application_id = 1; PRAGMA user_version = 4",
         f"PRAGMA application_id = {APPLICATION_ID}; CREATE TABLE raffle (id)",
     ],
 )
@@ -285,6 +286,12 @@ def test_importing_the_module_touches_no_file(tmp_path):
     command = [sys.executable, "-B", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); import raffle"]
     subprocess.run(command, cwd=tmp_path, check=True)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_program_that_does_not_close_the_application_ends_and_leaves_one_file(tmp_path):
+    program = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import raffle; app = raffle.create_app('raffle.db')"
+    subprocess.run([sys.executable, "-B", "-c", program], cwd=tmp_path, check=True, timeout=60)
+    assert [file.name for file in tmp_path.iterdir()] == ["raffle.db"]
 
 
 def test_a_refused_start_prints_one_sentence_and_fails(tmp_path):
