@@ -59,7 +59,7 @@ def copy_tree(target):
 
 def outcome(fault):
     """Return what came of a fault, or of None: "survived", "timed out", or which test found it."""
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
+    with tempfile.TemporaryDirectory() as directory:
         tree, output = Path(directory) / "tree", Path(directory) / "output"
         copy_tree(tree)
         if fault:
