@@ -65,6 +65,18 @@ def test_of_closings_that_are_committed_together_the_first_has_closed_the_raffle
         assert [bool(one) for one in close.result()] == closed
 
 
+def test_of_redemptions_that_are_committed_together_the_first_succeeds(store):
+    raffle_id = store.create_raffle("Fair", 1, ONE_PRIZE)["id"]
+    issue(store, raffle_id, [1])
+    store.draw_winners(raffle_id)
+    times = ["2026-07-04T18:00:00Z", "2026-07-04T18:00:01Z", "2026-07-04T18:00:02Z"]
+    for succeeded in ([True, False, False], [False, False, False]):
+        redeem = store.database.write(lambda db, *_: [storage._redeem_prize(db, (raffle_id, 1), times)], "redeem")
+        outcomes = redeem.result()
+        assert [outcome is None for outcome in outcomes] == succeeded
+        assert {str(outcome) for outcome in outcomes if outcome} == {times[0]}
+
+
 def test_a_refusal_writes_nothing(store, look, database):
     raffle_id = store.create_raffle("Fair", 2**53 - 1, ONE_PRIZE)["id"]
     store.issue_ticket(raffle_id, participant(1))
