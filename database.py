@@ -187,7 +187,7 @@ class Database:
         # A ticket that has been answered survives a loss of power: NORMAL might
         # undo the last commits, and the same number would be issued twice.
         writer.execute("PRAGMA synchronous = FULL")
-        # A million tickets take 90 MB, each in another place: so keep them in memory (in KiB).
+        # Tickets land all over the file, 90 MB for a million: cache it in memory (KiB).
         writer.execute("PRAGMA cache_size = -131072")
         # The file changes at checkpoints only. Running them explicitly makes any other change noticeable.
         writer.execute("PRAGMA wal_autocheckpoint = 0")
@@ -201,6 +201,7 @@ class Database:
             writer.execute("COMMIT")
             if version < newest:
                 log.info("Upgraded %s from version %d to %d", self.path, version, newest)
+        self._data_version = writer.execute("PRAGMA data_version").fetchone()
         self._file_state, self._wal_state = _state(self.path), _state(self._wal_path)
         return writer
 
@@ -213,7 +214,7 @@ class Database:
                 if not batch:
                     break
                 self._write_batch(batch)
-                del batch  # not to be kept until the next one comes
+                del batch  # do not hold it while waiting
                 if time.monotonic() > self._checkpointed + CHECKPOINT_INTERVAL:
                     self._checkpoint()
         finally:
@@ -241,6 +242,9 @@ class Database:
         db = self._writer
         outcomes = []
         db.execute("BEGIN IMMEDIATE")
+        # It changes with every commit of another connection, and with no other. The lock stops only servers.
+        if db.execute("PRAGMA data_version").fetchone() != self._data_version:
+            self._lose(f"{self.path} was written by another program")
         for (action, key), group in batch.items():
             db.execute("SAVEPOINT action")
             try:
@@ -340,14 +344,15 @@ class Database:
 
 def _lock(path):
     """Lock a file against other servers, until the descriptor that is returned is closed. Raises DatabaseRefused."""
-    descriptor = os.open(path, os.O_RDONLY)
+    # To write, because otherwise NFS refuses the lock.
+    descriptor = os.open(path, os.O_RDWR)
     try:
         # Unlike the locks of SQLite, this one does not keep a backup from reading.
         if fcntl:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        # Not closed: if this process serves the file, that would release the locks of SQLite (POSIX).
-        raise DatabaseRefused(f"{path} is served already") from None
+        # Left open: if this process serves the file, closing it would release the locks of SQLite (POSIX).
+        raise DatabaseRefused(f"{path} is already in use by another server") from None
     return descriptor
 
 
@@ -358,7 +363,7 @@ def backup(path, copy):
     """
     copy = Path(copy)
     if copy.exists():
-        raise DatabaseRefused(f"{copy} exists already")
+        raise DatabaseRefused(f"{copy} already exists")
     # Opening an empty file would have SQLite delete the -wal file beside it, with all it holds.
     if not _state(path).size:
         raise DatabaseRefused(f"{path} is missing or empty")
@@ -379,7 +384,7 @@ def backup(path, copy):
         finally:
             Path(name).unlink(missing_ok=True)
     except FileExistsError as error:
-        raise DatabaseRefused(f"{copy} exists already") from error
+        raise DatabaseRefused(f"{copy} already exists") from error
     except OSError as error:
         raise DatabaseRefused(f"{copy} cannot be written: {error.strerror}") from error
     except sqlite3.Error as error:

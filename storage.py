@@ -261,7 +261,7 @@ class Storage:
         return self.get_raffle(raffle_id)
 
     def _finish_closing(self, raffle):
-        """Complete the closing of a raffle before it sold out, if it is not complete; return whether that was so."""
+        """Finish the closing of a raffle that did not sell out, if it is unfinished; return whether it was."""
         if raffle["tickets_sha256"] or raffle["issued_tickets"] == raffle["total_tickets"]:
             return False
         digest = draw.digest_of_tickets(self._issued_numbers(raffle["id"]))

@@ -132,7 +132,7 @@ def test_a_backup_does_not_overwrite_a_file(tmp_path, database):
     copy = tmp_path / "backup.db"
     copy.write_text("precious")
     done = back_up(database, copy)
-    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"{copy} exists already\n")
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"{copy} already exists\n")
     assert copy.read_text() == "precious"
 
 
@@ -146,7 +146,7 @@ def test_a_backup_does_not_overwrite_a_file_that_appears_while_it_is_made(tmp_pa
         return mkstemp(**arguments)
 
     monkeypatch.setattr(tempfile, "mkstemp", mkstemp_and_copy)
-    with pytest.raises(DatabaseRefused, match="exists already"):
+    with pytest.raises(DatabaseRefused, match="already exists"):
         backup(database, copy)
     assert copy.read_text() == "precious"
     assert list(tmp_path.glob("backup*")) == [copy]

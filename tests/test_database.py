@@ -6,6 +6,7 @@ import sqlite3
 import stat
 import subprocess
 import threading
+from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
@@ -576,18 +577,42 @@ def test_a_start_on_a_full_disk_names_the_cause(full_disk):
 # Other programs and other versions
 
 
-def test_another_program_that_locks_the_file_for_a_moment_is_waited_for(db, database):
+def test_another_program_that_locks_the_file_for_a_moment_is_waited_for(open_database, database, monkeypatch):
     begun = threading.Event()
-    db._writer.set_trace_callback(lambda sql: begun.set() if sql.startswith("BEGIN") else None)
+
+    class Watched(sqlite3.Connection):
+        def execute(self, sql, *arguments):
+            if sql == "BEGIN IMMEDIATE":
+                begun.set()
+            return super().execute(sql, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=Watched))
+        db = open_database()
+    begun.clear()
     with closing(sqlite3.connect(database)) as other:
-        # Often enough that in some of them the lock is still there when the writing thread comes to it.
-        for n in range(20):
-            begun.clear()
-            other.execute("BEGIN IMMEDIATE")
-            answer = db.write(add, "a", n)
-            assert begun.wait(30)
-            other.execute("ROLLBACK")
-            assert answer.result(30) == n
+        other.execute("BEGIN IMMEDIATE")
+        answer = db.write(add, "a", 1)
+        assert begun.wait(30)
+        # For as long as it holds the lock, nothing comes of it.
+        with pytest.raises(FutureTimeout):
+            answer.result(0.05)
+        other.execute("ROLLBACK")
+        assert answer.result(30) == 1
+
+
+def test_nothing_is_acknowledged_once_another_program_has_written(open_database, database, caplog):
+    db = open_database()
+    db.write(add, "a", 1).result()
+    with closing(sqlite3.connect(database)) as other:
+        other.execute("INSERT INTO item VALUES (2)")
+        other.commit()
+        assert isinstance(db.write(add, "a", 3).exception(30), DatabaseUnavailable)
+        with pytest.raises(DatabaseUnavailable):
+            db.write(add, "a", 3)
+    assert caplog.messages == [f"Writes fail until a restart: {database} was written by another program"]
+    db.close()
+    assert values(open_database()) == [1, 2]
 
 
 def test_another_program_that_locks_the_file_is_waited_for_only_once(open_database, database, monkeypatch, caplog):
@@ -618,7 +643,7 @@ def test_a_database_that_is_served_is_not_opened_again(db, open_database, databa
     db.write(add, "a", 1).result()
     before = {file: file.read_bytes() for file in database.parent.iterdir()}
     for _ in range(2):
-        with pytest.raises(DatabaseRefused, match=r"raffle\.db is served already"):
+        with pytest.raises(DatabaseRefused, match=r"raffle\.db is already in use by another server"):
             open_database()
     assert {file: file.read_bytes() for file in database.parent.iterdir()} == before
     db.write(add, "a", 2).result()

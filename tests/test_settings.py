@@ -174,7 +174,10 @@ def test_a_database_that_cannot_be_read_is_refused(monkeypatch):
 def test_a_database_that_is_served_is_not_served_by_a_second_server(serve, monkeypatch, database):
     server = serve()
     path = server.create()
-    assert refusal(monkeypatch, RAFFLE_DATABASE=database) == f"RAFFLE_DATABASE: {database} is served already"
+    assert (
+        refusal(monkeypatch, RAFFLE_DATABASE=database)
+        == f"RAFFLE_DATABASE: {database} is already in use by another server"
+    )
     assert server.request("POST", f"{path}participate/")[0] == 201
 
 
