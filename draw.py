@@ -83,6 +83,7 @@ import time
 import urllib.request
 from array import array
 from concurrent import futures
+from http.client import HTTPException
 from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.parse import urljoin
@@ -177,7 +178,7 @@ def check_draw(receipt, wins, tickets=(), raffles=()):
     secret, issued, amount = bytes.fromhex(receipt["secret"]), receipt["issued_tickets"], amount_of_wins(receipt)
     results = []
     if raffles:
-        differing = sorted({member for raffle in raffles for member in _differing(receipt, raffle)})
+        differing = sorted({member for raffle in raffles for member in _differing_members(receipt, raffle)})
         different = f" (different: {', '.join(differing)})" if differing else ""
         results.append((f"The receipt agrees with the raffle{different}", not differing))
     results += [
@@ -211,7 +212,7 @@ def check_draw(receipt, wins, tickets=(), raffles=()):
     ]
 
 
-def _differing(receipt, raffle):
+def _differing_members(receipt, raffle):
     """Return the members of a raffle, as it was at any time, that the receipt repeats with another value."""
     members = OF_RAFFLE + (OF_CLOSED_RAFFLE if raffle.get("closed_at") else ())
     # An older receipt has no created_at.
@@ -271,17 +272,17 @@ def require_receipt(receipt):
         del forms["created_at"]
     for member, form in forms.items():
         if not isinstance(receipt[member], str) or not re.fullmatch(form, receipt[member]):
-            raise ValueError(f"the receipt's {member} has a wrong form")
+            raise ValueError(f"the receipt's {member} is malformed")
     total, issued = receipt["total_tickets"], receipt["issued_tickets"]
     amounts = [prize["amount"] for prize in receipt["prizes"]]
     if not amounts or not all(type(n) is int and 1 <= n <= MAX_TICKETS for n in (total, *amounts)):
-        raise ValueError("the receipt's total_tickets or prizes have a wrong form")
+        raise ValueError("the receipt's total_tickets or prizes are malformed")
     if type(issued) is not int or not 0 <= issued <= total:
-        raise ValueError("the receipt's issued_tickets has a wrong form")
+        raise ValueError("the receipt's issued_tickets is malformed")
     if sum(amounts) > total:
         raise ValueError("the receipt has more prizes than tickets")
     if not isinstance(receipt["randomness_source"], (str, type(None))) or "tickets_sha256" not in receipt:
-        raise ValueError("the receipt's randomness_source or tickets_sha256 has a wrong form")
+        raise ValueError("the receipt's randomness_source or tickets_sha256 is malformed")
     return receipt
 
 
@@ -353,8 +354,9 @@ def _fetch(url):
         with error:
             said = error.headers.get("Location") or _read(error, 1000).decode("utf-8", "replace").strip()
         raise ValueError(f"{url} answers {error.code}: {said}") from None
-    except URLError as error:
-        raise ValueError(f"{url} cannot be read: {error.reason}") from None
+    except (OSError, HTTPException, ValueError) as error:
+        reason = error.reason if isinstance(error, URLError) else error
+        raise ValueError(f"{url} cannot be read: {reason}") from None
     if len(text) > MAX_ANSWER:
         raise ValueError(f"{url} answers with more than {MAX_ANSWER} bytes")
     return _parse(text, url), link and urljoin(url, link[1])
@@ -410,7 +412,7 @@ def main():
             )
             results = check_draw(receipt, wins, tickets, raffles)
     except Exception as error:
-        explained = {KeyError: "{} is missing", TypeError: "something has a wrong form: {}"}
+        explained = {KeyError: "{} is missing", TypeError: "unexpected data: {}"}
         said = _printable(explained.get(type(error), "{}").format(error))[:2000]
         print(json.dumps({"holds": None, "error": said}) if arguments.json else f"NOT CHECKED  {said}")
         return 1

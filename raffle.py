@@ -632,15 +632,13 @@ def parse_arguments():
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"raffle {VERSION}")
-    commands = parser.add_subparsers(
-        title="commands (without one: serve)",
-        metavar="backup COPY",
-        help="copy the database of RAFFLE_DATABASE to a new file, also while it is served",
+    parser.add_argument(
+        "command", nargs="*", metavar="backup COPY", help="copy the database to a new file, even while it is served"
     )
-    commands.add_parser("backup", usage="raffle backup COPY").add_argument(
-        "copy", metavar="COPY", help="path of the new file"
-    )
-    return getattr(parser.parse_args(), "copy", None)
+    command = parser.parse_args().command
+    if command and (command[0] != "backup" or len(command) != 2):
+        parser.error("expected no arguments, to serve, or backup COPY")
+    return command[1] if command else None
 
 
 if __name__ == "__main__":

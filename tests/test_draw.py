@@ -917,7 +917,7 @@ def test_only_a_raffle_that_was_saved_before_the_draw_shows_what_was_promised(si
 def test_an_integer_of_any_length_is_read(site, check):
     text = json.dumps(site.receipt).replace('"total_tickets": 12', f'"total_tickets": {"9" * 10**6}')
     site.answers["draw/"] = answer(text.encode())
-    assert_not_checked(check(site.address), "total_tickets or prizes have a wrong form")
+    assert_not_checked(check(site.address), "total_tickets or prizes are malformed")
 
 
 # Memory
