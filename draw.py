@@ -317,7 +317,7 @@ def fetch(url, deadline):
     """Return the JSON at a URL, and the URL of its next page or None.
 
     Reads up to MAX_ANSWER bytes, for up to MAX_ANSWER_TIME seconds and until the
-    deadline of time.monotonic(). Raises OSError, HTTPException, ValueError, RecursionError.
+    deadline of time.monotonic(). Raises ValueError.
     """
     outcome = futures.Future()
 

@@ -43,7 +43,7 @@ ERRORS = {
     storage.PublicRandomnessRequired: (
         400,
         "randomness-required",
-        "This raffle is drawn with public_randomness from its source: {}",
+        "This raffle can only be drawn with public_randomness from its announced source: {}",
     ),
     storage.WinnersNotDrawn: (400, "not-drawn", "Winners for the raffle have not been drawn yet"),
     storage.InvalidVerificationCode: (400, "invalid-code", "Invalid verification code"),
@@ -152,7 +152,11 @@ SETTINGS = {
     "RAFFLE_TRUSTED_PROXY": (_address, None, "Address of the reverse proxy whose X-Forwarded-For is trusted."),
     "RAFFLE_TRUSTED_PROXY_COUNT": (_integer(1, 100), 1, "Number of proxies in a row."),
     "RAFFLE_HOSTS": (_hosts, None, "Host names this server answers to; any other gets 421. Unset: all."),
-    "RAFFLE_IPV6_PREFIX": (_integer(1, 128), 128, "Leading bits that make an IPv6 participant. On the internet: 64."),
+    "RAFFLE_IPV6_PREFIX": (
+        _integer(1, 128),
+        128,
+        "Leading bits that identify an IPv6 participant. On the internet: 64.",
+    ),
 }
 
 

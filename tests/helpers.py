@@ -257,7 +257,7 @@ def wait_for(condition):
         if condition():
             return
         poll.wait(0.05)
-    raise AssertionError("nothing has come of it in 30 seconds")
+    raise AssertionError("the condition was not met within 30 seconds")
 
 
 class Crowd:

@@ -194,7 +194,9 @@ def test_a_raffle_with_a_source_is_drawn_with_public_randomness_only(client):
     client.close(raffle)
     for headers in ({}, {"Content_Type": "application/json"}):
         refused = client.request_from(MANAGER, "POST", f"{raffle}winners/", status=400, **headers)
-        assert_problem(refused, "This raffle is drawn with public_randomness from its source: drand {round} 7")
+        assert_problem(
+            refused, "This raffle can only be drawn with public_randomness from its announced source: drand {round} 7"
+        )
     client.draw(raffle, body={"public_randomness": "x"})
     assert client.get(f"{raffle}draw/").json["randomness_source"] == "drand {round} 7"
     assert_holds(client, raffle)
