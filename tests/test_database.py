@@ -610,8 +610,8 @@ def test_nothing_is_acknowledged_once_another_program_has_written(open_database,
         assert isinstance(db.write(add, "a", 3).exception(30), DatabaseUnavailable)
         with pytest.raises(DatabaseUnavailable):
             db.write(add, "a", 3)
-    assert caplog.messages == [f"Writes fail until a restart: {database} was written by another program"]
     db.close()
+    assert caplog.messages == [f"Writes fail until a restart: {database} was written by another program"]
     assert values(open_database()) == [1, 2]
 
 
