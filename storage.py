@@ -121,10 +121,23 @@ class Storage:
         randomness_source: text that says which public randomness the draw will
         use, or None.
         """
-        raffle_id = str(uuid.uuid4())
-        request = (name, total_tickets, prizes, randomness_source, secrets.token_bytes(32))
-        self.database.write(_insert_raffle, raffle_id, request).result()
-        return self.get_raffle(raffle_id)
+        secret = secrets.token_bytes(32)
+        raffle = {
+            "id": str(uuid.uuid4()),
+            "name": name,
+            "total_tickets": total_tickets,
+            "available_tickets": total_tickets,
+            "issued_tickets": 0,
+            "winners_drawn": False,
+            "created_at": _now(),
+            "closed_at": None,
+            "randomness_source": randomness_source,
+            "draw_commitment": hashlib.sha256(secret).hexdigest(),
+            "tickets_sha256": None,
+            "prizes": [{"name": prize["name"], "amount": prize["amount"]} for prize in prizes],
+        }
+        self.database.write(_insert_raffle, raffle["id"], (raffle, secret)).result()
+        return raffle
 
     def list_raffles(self, limit, cursor=None):
         """Return a page of raffles without their prizes, latest first, and the cursor of the next page or None.
@@ -439,22 +452,31 @@ class Storage:
 
 
 def _insert_raffle(db, raffle_id, requests):
-    [(name, total_tickets, prizes, source, secret)] = requests
-    commitment = hashlib.sha256(secret).hexdigest()
+    [(raffle, secret)] = requests
     sequence = db.execute(
         """
         INSERT INTO raffle (id, name, total_tickets, available_tickets, issued_tickets, created_at,
             randomness_source, draw_commitment, secret)
         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
         """,
-        (raffle_id, name, total_tickets, total_tickets, 0, _now(), source, commitment, secret),
+        (
+            raffle["id"],
+            raffle["name"],
+            raffle["total_tickets"],
+            raffle["available_tickets"],
+            raffle["issued_tickets"],
+            raffle["created_at"],
+            raffle["randomness_source"],
+            raffle["draw_commitment"],
+            secret,
+        ),
     ).lastrowid
     db.executemany(
         """
         INSERT INTO prize (raffle, position, name, amount)
         VALUES (?, ?, ?, ?)
         """,
-        ((sequence, position, prize["name"], prize["amount"]) for position, prize in enumerate(prizes, 1)),
+        ((sequence, position, *prize.values()) for position, prize in enumerate(raffle["prizes"], 1)),
     )
     return [None]
 
