@@ -344,8 +344,7 @@ class Database:
 
 def _lock(path):
     """Lock a file against other servers, until the descriptor that is returned is closed. Raises DatabaseRefused."""
-    # To write, because otherwise NFS refuses the lock.
-    descriptor = os.open(path, os.O_RDWR)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         # Unlike the locks of SQLite, this one does not keep a backup from reading.
         if fcntl:
@@ -362,12 +361,12 @@ def backup(path, copy):
     Raises DatabaseRefused if it cannot be copied, or there is such a file.
     """
     copy = Path(copy)
-    if copy.exists():
-        raise DatabaseRefused(f"{copy} already exists")
     # Opening an empty file would have SQLite delete the -wal file beside it, with all it holds.
     if not _state(path).size:
         raise DatabaseRefused(f"{path} is missing or empty")
     try:
+        if copy.exists():
+            raise DatabaseRefused(f"{copy} already exists")
         # Under another name until it is whole.
         handle, name = tempfile.mkstemp(prefix=f"{copy.name}.", dir=copy.parent)
         os.close(handle)

@@ -75,6 +75,7 @@ import hashlib
 import itertools
 import json
 import operator
+import os
 import re
 import struct
 import sys
@@ -399,7 +400,8 @@ def main():
     if bool(arguments.wins) != is_file or (arguments.tickets and not is_file) or not (is_file or address):
         parser.error("expected an address such as https://host/raffles/<id>/, or files with the receipt and the wins")
     # A terminal may not know every character.
-    sys.stdout.reconfigure(errors="backslashreplace")
+    if sys.stdout:
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         raffles = [_load(file, dict) for file in arguments.raffle]
         if address:
@@ -465,7 +467,9 @@ def _printable(text):
 
 if __name__ == "__main__":
     try:
-        sys.exit(main())
-    except BrokenPipeError:  # the reader of a pipe has left
-        sys.stdout = None
-        sys.exit(1)
+        code = main()
+        print(end="", flush=True)
+    except OSError:  # the reader of a pipe has left, or the disk is full
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        code = 1
+    sys.exit(code)

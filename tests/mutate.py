@@ -106,6 +106,8 @@ def main():
     parser.add_argument("--only", default="", metavar="TEXT", help="those whose file, rule or text contains TEXT")
     only = parser.parse_args().only
     faults = [fault for fault in read_faults() if any(only in member for member in fault)]
+    if not faults:
+        parser.error(f"no fault contains {only!r}")
     began = time.monotonic()
     # If the tests fail without a fault, they would find everything.
     said = outcome(None, FIRST_LIMIT)

@@ -183,7 +183,7 @@ def test_half_sent_requests_of_one_client_do_not_keep_nginx_from_others(serve, n
             with connect(source) as connection:
                 return ask(connection, "GET", "/raffles/")[0]
 
-        wait_for(lambda: status("127.0.0.7") == 503)
+        wait_for(lambda: status("127.0.0.7") == 429)
         assert status("127.0.0.8") == 200
         # Half a head.
         connection = opened.enter_context(connect("127.0.0.8"))
