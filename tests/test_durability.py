@@ -255,7 +255,7 @@ def test_after_a_write_that_has_failed_no_ticket_is_answered_until_a_restart(ser
 
 
 def test_a_file_that_another_process_locks_is_told_and_survived(serve, database):
-    server = serve()
+    server = serve(program=("-c", "import database, raffle; database.BUSY_TIMEOUT = 0.5; raffle.main()"))
     raffle = server.create()
     crowd = Crowd()
     with closing(sqlite3.connect(database, isolation_level=None)) as other:

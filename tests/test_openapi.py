@@ -158,7 +158,10 @@ def test_every_body_has_an_example_that_fits():
         value = example(media_type)
         assert fits(value, media_type["schema"]), path
         if path.endswith("problem+json"):
-            assert raffle.HTTPError(value["status"]).status_line == f"{value['status']} {value['title']}", path
+            status_line = raffle.HTTPError(value["status"]).status_line
+            # Its name in HTTP since RFC 9110, and in Python since 3.13.
+            status_line = status_line.replace("Content Too Large", "Request Entity Too Large")
+            assert status_line == f"{value['status']} {value['title']}", path
             if path.split("/")[-3].split()[0].isdigit():
                 assert str(value["status"]) == path.split("/")[-3], path
     for part in ("headers", "parameters"):

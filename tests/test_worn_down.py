@@ -11,7 +11,7 @@ from helpers import SMALL_BUFFERS, Crowd, Stalling, fill, wait_for
 
 PATIENT = "import server; server.STALL_TIMEOUT = 600" + SMALL_BUFFERS
 # Waits for a lock longer than for a client that stalls.
-IMPATIENT = "import database, server; server.STALL_TIMEOUT = 1; database.BUSY_TIMEOUT = 3" + SMALL_BUFFERS
+IMPATIENT = "import database, server; server.STALL_TIMEOUT = 1; database.BUSY_TIMEOUT = 2" + SMALL_BUFFERS
 
 
 @pytest.fixture
