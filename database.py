@@ -10,12 +10,12 @@ import logging
 import os
 import queue
 import sqlite3
+import struct
 import threading
 from contextlib import closing, suppress
 from pathlib import Path
 
 BUSY_TIMEOUT = 5  # seconds to wait for another program's lock, as Litestream recommends
-IDENTITY = "SELECT application_id, user_version FROM pragma_application_id, pragma_user_version"
 PRAGMAS = """
 PRAGMA synchronous = FULL; -- an answered ticket survives a loss of power; NORMAL might undo the last commits
 PRAGMA secure_delete = ON; -- what is deleted is overwritten, not just forgotten
@@ -34,9 +34,6 @@ class DatabaseUnavailable(Exception):
     """The file cannot be read or written now, or the database has been closed."""
 
 
-UNAVAILABLE = (OSError, sqlite3.DatabaseError, DatabaseUnavailable)
-
-
 class Database:
     """One SQLite file. Its methods may be called from any thread."""
 
@@ -52,9 +49,9 @@ class Database:
         self.path = Path(os.path.realpath(path))
         try:
             self._writer = self._open(schema)
+            self._own_files = self._files()
         except (OSError, sqlite3.Error) as error:
             raise DatabaseRefused(f"{self.path} cannot be opened: {getattr(error, 'strerror', error)}") from error
-        self._own_files = self._files()
         self.long_job = threading.Lock()  # for what takes several writes, such as a draw: one at a time
         self._writes = queue.SimpleQueue()  # (action and key, request, queue for the outcome), or None to close
         self._readers = queue.SimpleQueue()
@@ -69,10 +66,13 @@ class Database:
             raise DatabaseUnavailable
         reader = next(_taken(self._readers), None)
         try:
-            reader = reader or _connect(self.path, "ro")
+            if not reader:
+                opened = _connect(self.path, "ro")
+                self._require_own_files()
+                reader = opened
             # To the end, because a cursor left open would hold back checkpoints.
             return reader.execute(sql, values).fetchall()
-        except sqlite3.Error as error:
+        except (OSError, sqlite3.Error, DatabaseUnavailable) as error:
             log.error("The database cannot be read: %s", error)
             raise DatabaseUnavailable from error
         finally:
@@ -109,39 +109,41 @@ class Database:
 
     def _open(self, schema):
         """Return the connection that writes, to a database of the schema's version."""
-        path, wal, directory = self.path, Path(f"{self.path}-wal"), self.path.parent
-        if not os.access(directory, os.W_OK):
-            owner = directory.stat().st_uid
-            raise DatabaseRefused(f"{directory} cannot be written by user {os.geteuid()}: it belongs to user {owner}")
+        path, wal = self.path, Path(f"{self.path}-wal")
         if path.exists() and not path.is_file():
             raise DatabaseRefused(f"{path} is not a regular file")
-        size = path.stat().st_size if path.exists() else 0
         # SQLite would delete the -wal file of a database that is missing, with all it holds.
-        if not size and wal.exists() and wal.stat().st_size:
+        if wal.exists() and wal.stat().st_size and not (path.exists() and path.stat().st_size):
             raise DatabaseRefused(f"{wal} holds commits, but {path} is missing or empty: put it back")
-        with closing(sqlite3.connect(":memory:")) as model:
-            model.executescript(schema)
-            [(application, version)] = model.execute(IDENTITY)
+        for place in (path.parent, path):
+            if place.exists() and not os.access(place, os.W_OK, effective_ids=True):
+                owner = place.stat().st_uid
+                raise DatabaseRefused(f"{place} cannot be written by user {os.geteuid()}: it belongs to user {owner}")
         with suppress(FileExistsError):
             os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o600))
-        # Read-only at first, because the file of another program must not change.
-        with closing(_connect(path, "ro")) as reader:
-            [(found, found_version)] = reader.execute(IDENTITY)
-            # SQLite takes a file that is too short to be a database for an empty one.
-            is_new = not (found or list(reader.execute("SELECT name FROM sqlite_schema")) or 0 < size < 512)
-        if not is_new and found != application:
-            raise DatabaseRefused(f"{path} was made by another program")
-        if not is_new and found_version != version:
-            raise DatabaseRefused(f"{path} has version {found_version}, but this program needs version {version}")
+        with closing(sqlite3.connect(":memory:")) as model:
+            model.executescript(schema)
+            expected = [model.execute(f"PRAGMA {name}").fetchone()[0] for name in ("user_version", "application_id")]
+        # Not through SQLite, which could change the file of another program: see https://www.sqlite.org/fileformat.html.
+        with path.open("rb") as file:
+            header = file.read(100)
+        if header:
+            version, application = struct.unpack_from(">I4xI", header.ljust(100, b"\0"), 60)
+            if not header.startswith(b"SQLite format 3\0") or application != expected[1]:
+                raise DatabaseRefused(f"{path} was made by another program")
+            if version != expected[0]:
+                raise DatabaseRefused(f"{path} has version {version}, but this program needs version {expected[0]}")
         writer = _connect(path, "rw")
+        # First, so that the header of the file itself says whose it is.
+        writer.executescript(schema)
         # Readers go on while a batch is written. A copy of a database may have another mode.
         [(mode,)] = writer.execute("PRAGMA journal_mode = WAL")
         if mode != "wal":
             raise DatabaseRefused(f"{path} cannot have a write-ahead log")
         # Tickets land all over the file, 100 MB for a million: cache it in memory (KiB).
         writer.execute("PRAGMA cache_size = -131072")
-        # In either case the file can be written, and the -wal file is there afterwards.
-        writer.executescript(schema if is_new else "BEGIN IMMEDIATE; COMMIT")
+        # The -wal file is there from now on.
+        writer.executescript("BEGIN IMMEDIATE; COMMIT")
         return writer
 
     def _files(self):
@@ -166,11 +168,12 @@ class Database:
             outcomes = self._commit(groups)
             self._note(None)
         except BaseException as error:  # whatever it is, nobody may wait for ever
-            if self._writer.in_transaction:
+            with suppress(sqlite3.Error):  # SQLite may have rolled back already
                 self._writer.execute("ROLLBACK")
             outcomes = itertools.repeat(error)
             # Other errors are those of a program, for the caller to log.
-            if isinstance(error, UNAVAILABLE) and not isinstance(error, sqlite3.IntegrityError):
+            is_of_file = isinstance(error, (OSError, sqlite3.OperationalError, DatabaseUnavailable))
+            if is_of_file or type(error) is sqlite3.DatabaseError:
                 self._note(str(error))
                 outcomes = itertools.repeat(DatabaseUnavailable())
             if len(groups) > 1:

@@ -222,9 +222,10 @@ def _require_drawn(raffle):
     for name, form in forms.items():
         if not re.fullmatch(form, raffle[name]):
             raise ValueError(f"{name} is malformed")
-    # What cannot be seen could be other randomness, or a command to a terminal.
-    if not f"{raffle['public_randomness']}{raffle['randomness_source']}".isprintable():
-        raise ValueError("public_randomness or randomness_source is not printable")
+    for text in (raffle["public_randomness"], raffle["randomness_source"]):
+        # What cannot be seen could be other randomness, or a command to a terminal.
+        if not (text is None or (isinstance(text, str) and text.isprintable())):
+            raise ValueError("public_randomness or randomness_source is not printable")
     total, issued = raffle["total_tickets"], raffle["issued_tickets"]
     amounts = [prize["amount"] for prize in raffle["prizes"]]
     if not all(type(n) is int and n >= 1 for n in (total, *amounts)) or not sum(amounts) <= total <= MAX_TICKETS:
@@ -241,7 +242,9 @@ def main():
     parser = argparse.ArgumentParser(description="Check the draw of a raffle.")
     parser.add_argument("raffle", help="address of the raffle, or file with the raffle after the draw")
     parser.add_argument("winners", nargs="*", help="files with all pages of wins, in order")
-    parser.add_argument("--before", nargs="+", default=[], metavar="FILE", help="files with the raffle as saved before")
+    parser.add_argument(
+        "--before", nargs="+", action="extend", default=[], metavar="FILE", help="files with the raffle as saved before"
+    )
     arguments = parser.parse_args()
     is_file = "://" not in arguments.raffle
     address = re.match("(?i)https?://[^?#]*/raffles/([^/?#]+)", arguments.raffle)
@@ -279,10 +282,12 @@ def _print_remarks(raffle, saved):
         print(f"The draw is dated {raffle['drawn_at']}, but this computer's clock shows {now}: one of them is wrong.")
     randomness, source = raffle["public_randomness"], raffle["randomness_source"]
     print("This program cannot check:")
-    if not any(earlier["drawn_at"] is None for earlier in saved):
+    # Once the randomness is decided, the server knows the winners.
+    early = [earlier for earlier in saved if earlier["public_randomness"] is None]
+    if not early:
         print("- that the raffle showed the same tickets, prizes and source before the draw, and this commitment:")
         print(f"  {raffle['draw_commitment']}")
-    if not any(earlier["closed_at"] and earlier["drawn_at"] is None for earlier in saved):
+    if not any(earlier["closed_at"] for earlier in early):
         print(f"- that {raffle['issued_tickets']} tickets were issued when the raffle was closed (issued_tickets)")
     if randomness.startswith(MADE_BY_SERVER):
         print("- that the server did not choose this randomness, because no public randomness was used:")
@@ -307,9 +312,13 @@ def _fetch_wins(url, amount):
 
 def _fetch(url, kind):
     """Return the JSON at a URL, and the URL of its next page or None. Raises ValueError."""
+    if not re.match("(?i)https?://", url):
+        raise ValueError(f"{url} is not an address of http or https")
     try:
         with urllib.request.urlopen(url, timeout=READ_TIMEOUT) as answer:
-            text = answer.read(MAX_ANSWER + 1)
+            buffer = bytearray(MAX_ANSWER + 1)
+            # Not read(), which reads all that follows a chunk of length -1.
+            text = buffer[: answer.readinto(buffer)]
             link = re.match('<([^>]*)>; rel="next"', answer.headers.get("Link", ""))
     except (OSError, HTTPException) as error:
         raise ValueError(f"{url} cannot be read: {error}") from error

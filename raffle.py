@@ -145,8 +145,8 @@ def client_address():
     text = request.environ.get("REMOTE_ADDR", "")
     try:
         address = _address(text)
-        if entries and not _is_in(address, proxies) and not request.app.has_warned:
-            request.app.has_warned = True
+        if entries and not _is_in(address, proxies) and not request.app.warned:
+            request.app.warned.append(address)
             log.warning("X-Forwarded-For was ignored: if %s is a proxy, add it to RAFFLE_TRUSTED_PROXIES", address)
         while entries and _is_in(address, proxies):
             text = entries.pop().strip(" \t")
@@ -180,10 +180,8 @@ def require_manager():
 def participant():
     """Return the bytes that stand for the participant who sends the request. Raises Refused 400."""
     address = client_address()
-    if address.version == 4:
-        return address.packed
-    host_bits = 128 - request.app.settings["RAFFLE_IPV6_PREFIX"]
-    return (int(address) >> host_bits << host_bits).to_bytes(16, "big")
+    bits = 32 if address.version == 4 else request.app.settings["RAFFLE_IPV6_PREFIX"]
+    return ipaddress.ip_network((address, bits), strict=False).network_address.packed
 
 
 def refuse_cross_site():
@@ -286,9 +284,9 @@ def public_randomness():
     if request.query_string:
         raise Refused(400, "public_randomness must be sent in the body, and this request takes no query")
     body = json_object() if request.content_length > 0 or request.chunked else {}
-    for name in body:
-        expect(name == "public_randomness", f"{name[:100]!r}", "public_randomness, the only member of this body")
-        expect_randomness(body[name], name)
+    for name, value in body.items():
+        expect(name == "public_randomness", "The only member of the body", f"public_randomness, not {name[:100]!r}")
+        expect_randomness(value, name)
     return body.get("public_randomness")
 
 
@@ -299,17 +297,13 @@ def idempotency_key():
     return key
 
 
-def page_query():
-    """Return the texts of limit and cursor in the query; None for one that is missing."""
-    return request.query.get("limit"), request.query.get("cursor")
-
-
-def link_next(path, cursor):
-    """Add the Link header (RFC 8288) to the page at `path` that begins at `cursor`, if there is one."""
+def linked(page, cursor):
+    """Return a page, with a Link header (RFC 8288) to the one that begins at `cursor`, if that is not None."""
     if cursor is not None:
-        limit = request.query.get("limit") if request.method != "POST" else None
+        limit = request.query.get("limit")
         query = f"limit={limit}&cursor={cursor}" if limit else f"cursor={cursor}"
-        response.set_header("Link", f'<{path}?{query}>; rel="next"')
+        response.set_header("Link", f'<{request.path.lower()}?{query}>; rel="next"')
+    return page
 
 
 def answer_json(callback):
@@ -326,7 +320,7 @@ def answer_json(callback):
             raise
         except Exception as error:
             # Bottle would print the traceback to stderr, not to the log.
-            log.exception("A request failed")
+            log.exception("%s %s failed", request.method, request.path)
             raise Refused(500, "Internal Server Error") from error
         return send_json(value)
 
@@ -397,9 +391,8 @@ def create_raffle():
 
 @routes.get("/raffles/")
 def list_raffles():
-    page, cursor = request.app.storage.list_raffles(*page_query())
-    link_next("/raffles/", cursor)
-    return page
+    limit, cursor = request.query.get("limit"), request.query.get("cursor")
+    return linked(*request.app.storage.list_raffles(limit, cursor))
 
 
 @routes.get("/raffles/<raffle_id>/")
@@ -425,18 +418,16 @@ def close_raffle(raffle_id):
 @routes.post("/raffles/<raffle_id>/winners/")
 def draw_winners(raffle_id):
     manager = require_manager()
-    page, cursor = request.app.storage.draw_winners(raffle_id, public_randomness())
+    wins = request.app.storage.draw_winners(raffle_id, public_randomness())
     log.info("Winners of raffle %s drawn by %s", raffle_id, manager)
     response.status = 201
-    link_next(f"/raffles/{raffle_id}/winners/", cursor)
-    return page
+    return linked(*wins)
 
 
 @routes.get("/raffles/<raffle_id>/winners/")
 def list_winners(raffle_id):
-    page, cursor = request.app.storage.list_winners(raffle_id, *page_query())
-    link_next(f"/raffles/{raffle_id}/winners/", cursor)
-    return page
+    limit, cursor = request.query.get("limit"), request.query.get("cursor")
+    return linked(*request.app.storage.list_winners(raffle_id, limit, cursor))
 
 
 @routes.post("/raffles/<raffle_id>/verify-ticket/")
@@ -472,7 +463,7 @@ def create_app(database=None, manager_ips=None):
         raise SettingError(f"RAFFLE_DATABASE: {error}") from error
     # In place of Bottle's own close(), which does nothing here.
     app.close = weakref.finalize(app, app.storage.database.close)
-    app.has_warned = False
+    app.warned = []
     app.default_error_handler = problem
     app.add_hook("before_request", prepare)
     app.merge(routes)

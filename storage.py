@@ -101,7 +101,11 @@ class Storage:
 
     def require_health(self):
         """Raise DatabaseUnavailable unless a write transaction can be begun and committed."""
-        self.database.write(_each, lambda db: None, ())
+        self._write(lambda db: None)
+
+    def _write(self, action, *arguments):
+        """Have the writing thread run action(connection, *arguments), and return its outcome: see Database.write."""
+        return self.database.write(lambda db, *_: [action(db, *arguments)], None)
 
     def create_raffle(self, name, total_tickets, prizes, randomness_source=None):
         """Create a raffle and return it as `get_raffle` does.
@@ -111,7 +115,7 @@ class Storage:
         randomness_source: text that says which public randomness the draw will
         use, or None.
         """
-        return self.database.write(_each, _insert_raffle, (name, total_tickets, prizes, randomness_source))
+        return self._write(_insert_raffle, name, total_tickets, prizes, randomness_source)
 
     def list_raffles(self, limit=None, cursor=None):
         """Return a page of raffles without their prizes, latest first, and the cursor of the next page or None.
@@ -187,7 +191,7 @@ class Storage:
         Raises RaffleNotFound, RaffleAlreadyClosed.
         """
         _find(self.database.read, raffle_id)
-        return self.database.write(_each, _close_raffle, (raffle_id,))
+        return self._write(_close_raffle, raffle_id)
 
     def draw_winners(self, raffle_id, public_randomness=None):
         """Decide the draw of a closed raffle, complete it, and return the first page of `list_winners`.
@@ -198,7 +202,7 @@ class Storage:
         it is refused. Raises RaffleNotFound, WinnersAlreadyDrawn,
         TicketsStillAvailable, PublicRandomnessRequired.
         """
-        is_decided_here = self.database.write(_each, _decide_draw, (raffle_id, public_randomness))
+        is_decided_here = self._write(_decide_draw, raffle_id, public_randomness)
         with self.database.long_job:
             if is_decided_here or not _find(self.database.read, raffle_id)["drawn_at"]:
                 page = self._complete_draw(raffle_id)
@@ -222,8 +226,8 @@ class Storage:
         wins = zip(numbers, positions)
         for first in range(1, amount + 1, WINS_PER_COMMIT):
             chunk = list(itertools.islice(wins, WINS_PER_COMMIT))
-            self.database.write(_each, _insert_missing_wins, (raffle["sequence"], first, chunk))
-        return self.database.write(_each, _finish_draw, (raffle_id, amount))
+            self._write(_insert_missing_wins, raffle["sequence"], first, chunk)
+        return self._write(_finish_draw, raffle_id, amount)
 
     def list_winners(self, raffle_id, limit=None, cursor=None):
         """Return a page of wins in the order of the prizes, and the cursor of the next page or None.
@@ -271,8 +275,10 @@ class Storage:
         verdict = self.verify_ticket(raffle_id, ticket_number, verification_code)
         if not verdict["has_won"]:
             raise TicketHasNotWon
-        redeemed_at = self.database.write(_each, _redeem_prize, (raffle_id, ticket_number))
-        return {"ticket_number": ticket_number, "prize": verdict["prize"], "redeemed_at": redeemed_at}
+        now = _now()
+        if not self._write(_redeem_prize, raffle_id, ticket_number, now):
+            raise PrizeAlreadyRedeemed(self.verify_ticket(raffle_id, ticket_number, verification_code)["redeemed_at"])
+        return {"ticket_number": ticket_number, "prize": verdict["prize"], "redeemed_at": now}
 
 
 # What is read in several places, by execute(): that of a connection in a transaction, or Database.read.
@@ -323,9 +329,13 @@ def _body(row, **prizes):
         "available_tickets": 0 if row["closed_at"] else row["total_tickets"] - row["issued_tickets"],
         "winners_drawn": is_drawn,
         **prizes,
-        **{name: row[name] for name in ("created_at", "closed_at", "drawn_at")},
+        "created_at": row["created_at"],
+        "closed_at": row["closed_at"],
+        "drawn_at": row["drawn_at"],
         "algorithm": draw.ALGORITHM,
-        **{name: row[name] for name in ("draw_commitment", "randomness_source", "public_randomness")},
+        "draw_commitment": row["draw_commitment"],
+        "randomness_source": row["randomness_source"],
+        "public_randomness": row["public_randomness"],
         "secret": row["secret"].hex() if is_drawn else None,
     }
 
@@ -353,11 +363,6 @@ def _wins(execute, sequence, limit, after):
 
 
 # Actions of the writing thread: see Database.write.
-
-
-def _each(db, action, requests):
-    """Run an action that takes one request at a time, and returns its outcome."""
-    return [action(db, *request) for request in requests]
 
 
 def _insert_raffle(db, name, total_tickets, prizes, randomness_source):
@@ -504,9 +509,8 @@ def _finish_draw(db, raffle_id, amount):
     return _wins(db.execute, sequence, MAX_WINS_PER_PAGE, 0)
 
 
-def _redeem_prize(db, raffle_id, ticket_number):
-    """Store that a prize is redeemed now, unless it was, and return the time."""
-    now = _now()
+def _redeem_prize(db, raffle_id, ticket_number, now):
+    """Store that a prize is redeemed; return whether it was not redeemed before."""
     redeemed = db.execute(
         """
         UPDATE win
@@ -515,17 +519,7 @@ def _redeem_prize(db, raffle_id, ticket_number):
         """,
         (now, raffle_id, ticket_number),
     )
-    if redeemed.rowcount:
-        return now
-    [(redeemed_at,)] = db.execute(
-        """
-        SELECT redeemed_at
-        FROM win
-        WHERE raffle = (SELECT sequence FROM raffle WHERE id = ?) AND ticket_number = ?
-        """,
-        (raffle_id, ticket_number),
-    )
-    return PrizeAlreadyRedeemed(redeemed_at)
+    return redeemed.rowcount == 1
 
 
 def _now():
