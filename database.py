@@ -10,17 +10,21 @@ import logging
 import os
 import queue
 import sqlite3
-import struct
 import threading
+import time
 from contextlib import closing, suppress
 from pathlib import Path
 
 BUSY_TIMEOUT = 5  # seconds to wait for another program's lock, as Litestream recommends
+IDENTITY = """
+SELECT application_id, user_version, (SELECT count(*) FROM sqlite_schema)
+FROM pragma_application_id, pragma_user_version
+"""
 PRAGMAS = """
 PRAGMA synchronous = FULL; -- an answered ticket survives a loss of power; NORMAL might undo the last commits
 PRAGMA secure_delete = ON; -- what is deleted is overwritten, not just forgotten
 PRAGMA foreign_keys = ON; -- SQLite does not enforce them by default
-PRAGMA temp_store = MEMORY; -- the directory for temporary files may be full
+PRAGMA cache_size = -131072; -- KiB: tickets land all over the file, 100 MB for a million
 """
 
 log = logging.getLogger("raffle")
@@ -90,8 +94,9 @@ class Database:
         that exception, or the one that the action raises; DatabaseUnavailable if
         the file cannot be written.
         """
-        reply = queue.SimpleQueue()
-        self._writes.put(((action, key), request, reply))
+        reply, group = queue.SimpleQueue(), (action, key)
+        hash(group)  # raises here what would end the thread
+        self._writes.put((group, request, reply))
         # It would wait for ever if the thread had ended before the put.
         if self._is_over:
             self._end()
@@ -123,25 +128,28 @@ class Database:
             os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o600))
         with closing(sqlite3.connect(":memory:")) as model:
             model.executescript(schema)
-            expected = [model.execute(f"PRAGMA {name}").fetchone()[0] for name in ("user_version", "application_id")]
-        # Not through SQLite, which could change the file of another program: see https://www.sqlite.org/fileformat.html.
-        with path.open("rb") as file:
-            header = file.read(100)
-        if header:
-            version, application = struct.unpack_from(">I4xI", header.ljust(100, b"\0"), 60)
-            if not header.startswith(b"SQLite format 3\0") or application != expected[1]:
+            [(application, needed, _)] = model.execute(IDENTITY)
+        # The file of another program must not change, nor get a -wal file.
+        with closing(_connect(path, "ro" if wal.exists() else "ro&immutable=1")) as reader:
+            [(found, version, tables)] = reader.execute(IDENTITY)
+        # SQLite takes a file that is too short to be a database for an empty one.
+        if found or tables or 0 < path.stat().st_size < 512:
+            if found != application:
                 raise DatabaseRefused(f"{path} was made by another program")
-            if version != expected[0]:
-                raise DatabaseRefused(f"{path} has version {version}, but this program needs version {expected[0]}")
+            if version != needed:
+                raise DatabaseRefused(f"{path} has version {version}, but this program needs version {needed}")
         writer = _connect(path, "rw")
+        writer.executescript(PRAGMAS)
         # First, so that the header of the file itself says whose it is.
         writer.executescript(schema)
         # Readers go on while a batch is written. A copy of a database may have another mode.
-        [(mode,)] = writer.execute("PRAGMA journal_mode = WAL")
-        if mode != "wal":
-            raise DatabaseRefused(f"{path} cannot have a write-ahead log")
-        # Tickets land all over the file, 100 MB for a million: cache it in memory (KiB).
-        writer.execute("PRAGMA cache_size = -131072")
+        deadline = time.monotonic() + BUSY_TIMEOUT
+        while writer.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+            if time.monotonic() > deadline:
+                raise DatabaseRefused(f"{path} cannot have a write-ahead log")
+            # SQLite does not wait here for another server that starts at the same instant.
+            with suppress(sqlite3.OperationalError):
+                writer.execute("PRAGMA journal_mode = WAL")
         # The -wal file is there from now on.
         writer.executescript("BEGIN IMMEDIATE; COMMIT")
         return writer
@@ -176,7 +184,7 @@ class Database:
             if is_of_file or type(error) is sqlite3.DatabaseError:
                 self._note(str(error))
                 outcomes = itertools.repeat(DatabaseUnavailable())
-            if len(groups) > 1:
+            if len(groups) > 1 and not self._is_over:
                 for group in groups.items():
                     self._write_groups(dict([group]))
                 return
@@ -185,14 +193,12 @@ class Database:
 
     def _commit(self, groups):
         """Run groups of requests with the same action and key in one transaction; return all outcomes."""
-        if self._is_over:
-            raise DatabaseUnavailable(self._failure)
         self._writer.execute("BEGIN IMMEDIATE")
         outcomes = []
         for (action, key), group in groups.items():
             results = action(self._writer, key, [request for request, _ in group])
-            if len(results) != len(group):
-                raise ValueError(f"{len(results)} outcomes for {len(group)} requests")
+            if len(results) != len(group) or not self._writer.in_transaction:
+                raise ValueError(f"{len(results)} outcomes for {len(group)} requests, or the transaction has ended")
             outcomes += results
         self._require_own_files()
         try:
@@ -242,5 +248,5 @@ def _connect(path, mode):
     uri, options = f"{path.as_uri()}?mode={mode}", {"isolation_level": None, "check_same_thread": False}
     connection = sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT, **options)
     connection.row_factory = sqlite3.Row
-    connection.executescript(PRAGMAS)
+    connection.execute("PRAGMA temp_store = MEMORY")  # the directory for temporary files may be full
     return connection

@@ -25,6 +25,7 @@ VERSION = "1.0"
 MAX_BODY = 2**20  # bytes
 MAX_TICKET_BODY = 4 * 2**10  # bytes
 MAX_NAME = 200  # characters
+ADDRESS = r"(?:([0-9.]+)|\[([0-9a-fA-F.]*:[0-9a-fA-F:.]*)\])"  # before a port
 PRINTABLE = f"a string of 1 to {storage.MAX_RANDOMNESS} printable characters, without a space at either end"
 
 # What storage refuses: status and detail of the response, and the rule that its type names.
@@ -32,19 +33,11 @@ ERRORS = {
     storage.RaffleNotFound: (404, "There is no raffle with this id", "no-such-raffle"),
     storage.InvalidPage: (400, "{}", "invalid-page"),
     storage.TicketsNoLongerAvailable: (410, "Tickets to this raffle are no longer available", "no-tickets-left"),
-    storage.AlreadyParticipated: (
-        403,
-        "Your ip address has already participated in this raffle",
-        "already-participated",
-    ),
+    storage.HasParticipated: (403, "Your ip address has already participated in this raffle", "already-participated"),
     storage.RaffleAlreadyClosed: (403, "The raffle has already been closed", "already-closed"),
     storage.WinnersAlreadyDrawn: (403, "Winners for the raffle have already been drawn", "already-drawn"),
     storage.TicketsStillAvailable: (403, "Winners can't be drawn when tickets are still available", "tickets-left"),
-    storage.PublicRandomnessRequired: (
-        400,
-        "The raffle is drawn with public_randomness from: {}",
-        "randomness-required",
-    ),
+    storage.RandomnessRequired: (400, "The raffle is drawn with public_randomness from: {}", "randomness-required"),
     storage.WinnersNotDrawn: (400, "Winners for the raffle have not been drawn yet", "not-drawn"),
     storage.InvalidVerificationCode: (400, "Invalid verification code", "invalid-code"),
     storage.TicketHasNotWon: (403, "This ticket has not won a prize", "no-prize"),
@@ -60,7 +53,7 @@ class Refused(HTTPError):
 
     def __init__(self, status, detail, rule=None):
         super().__init__(status, detail)
-        self.rule = rule
+        self.kind = f"urn:raffle:{rule}" if rule else "about:blank"
 
 
 class SettingError(ValueError):
@@ -84,7 +77,10 @@ def read_settings(**given):
 
 def _networks(text):
     entries = text.split(",") if isinstance(text, str) else text or ()
-    return [ipaddress.ip_network(entry.strip()) for entry in entries]
+    networks = [ipaddress.ip_network(entry.strip()) for entry in entries]
+    # Those of IPv4-mapped addresses as IPv4, as addresses are compared.
+    mapped = [(network, getattr(network.network_address, "ipv4_mapped", None)) for network in networks]
+    return [ipaddress.ip_network((ipv4, net.prefixlen - 96)) if ipv4 else net for net, ipv4 in mapped]
 
 
 def _path(value):
@@ -95,10 +91,10 @@ def _path(value):
 
 
 def _listen(text):
-    match = re.fullmatch(r"(?:([0-9.]+)|\[([0-9a-fA-F:.]+)\]):([0-9]{1,5})", text)
+    match = re.fullmatch(f"{ADDRESS}:([0-9]{{1,5}})", text)
     if not match or int(match[3]) > 65535:
         raise ValueError(f"{text!r} is not an address and port such as 127.0.0.1:8080 or [::1]:8080")
-    ipaddress.IPv4Address(match[1]) if match[1] else ipaddress.IPv6Address(match[2])
+    ipaddress.ip_address(match[1] or match[2])
     return text
 
 
@@ -125,11 +121,7 @@ SETTINGS = {
     "RAFFLE_THREADS": (partial(_integer, 1, 200), "64", "Requests handled at once."),
     "RAFFLE_TRUSTED_PROXIES": (_networks, None, "Addresses or networks of proxies whose X-Forwarded-For is trusted."),
     "RAFFLE_HOSTS": (_hosts, None, "Host names this server answers to; any other gets 421. Unset: all."),
-    "RAFFLE_IPV6_PREFIX": (
-        partial(_integer, 1, 128),
-        "128",
-        "Bits that identify an IPv6 participant. On the internet: 64.",
-    ),
+    "RAFFLE_IPV6_PREFIX": (partial(_integer, 1, 128), "128", "Bits that identify an IPv6 client. On the internet: 64."),
 }
 
 
@@ -151,7 +143,7 @@ def client_address():
         while entries and _is_in(address, proxies):
             text = entries.pop().strip(" \t")
             # Azure's gateways add the port.
-            match = re.fullmatch(r"([0-9.]+):[0-9]{1,5}|\[([0-9a-fA-F:.]*:[0-9a-fA-F:.]*)\](?::[0-9]{1,5})?", text)
+            match = re.fullmatch(f"{ADDRESS}(?::[0-9]{{1,5}})?", text)
             address = _address(match[1] or match[2] if match else text)
     except ValueError:
         log.warning("No client address can be determined from %.100r", text)
@@ -187,9 +179,7 @@ def participant():
 def refuse_cross_site():
     """Raise Refused 403 if a browser sends this request on behalf of another site's page (CSRF).
 
-    An address is the only credential there is, and any page that its owner visits
-    can send requests from it. The rule is that of Go 1.25's
-    net/http.CrossOriginProtection; clients other than browsers send neither header.
+    The rule is that of Go 1.25's net/http.CrossOriginProtection; clients other than browsers send neither header.
     """
     # Not request.get_header(), which fails at a header that is not UTF-8.
     site, origin, host = (request.environ.get(f"HTTP_{name}", "") for name in ("SEC_FETCH_SITE", "ORIGIN", "HOST"))
@@ -207,15 +197,14 @@ def json_object(max_length=MAX_BODY):
         raise Refused(413, f"The body must not be longer than {max_length} bytes")
     body = request.environ["wsgi.input"].read(max(0, request.content_length))
     try:
-        value = json.loads(body.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_unique_members)
+        # NaN and Infinity are not JSON: no integer either.
+        # Integers of 20 digits are past every bound, and longer ones are slow to read.
+        hooks = {"parse_constant": int, "parse_int": lambda digits: int(digits[:20])}
+        value = json.loads(body.decode("utf-8"), object_pairs_hook=_unique_members, **hooks)
     except (ValueError, RecursionError) as error:
         raise Refused(400, f"The body must be one JSON object in UTF-8: {error}") from None
     expect(isinstance(value, dict), "The body", "one JSON object")
     return value
-
-
-def _no_constant(name):
-    raise ValueError(f"{name} is not JSON")
 
 
 def _unique_members(pairs):
@@ -237,11 +226,8 @@ def expect_name(value, member):
     """Raise Refused 400 if the value of `member` is not a name."""
     # Half a surrogate pair is no character, and cannot be stored.
     is_text = isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
-    expect(
-        is_text and len(value) <= MAX_NAME and value.strip(),
-        member,
-        f"a string of 1 to {MAX_NAME} characters, not blank",
-    )
+    is_name = is_text and len(value) <= MAX_NAME and value.strip()
+    expect(is_name, member, f"a string of 1 to {MAX_NAME} characters, not blank")
 
 
 def expect_randomness(value, member):
@@ -252,9 +238,8 @@ def expect_randomness(value, member):
 
 def expect_integer(value, member):
     """Raise Refused 400 if the value of `member` is not a number of tickets."""
-    expect(
-        type(value) is int and 1 <= value <= storage.MAX_TICKETS, member, f"an integer from 1 to {storage.MAX_TICKETS}"
-    )
+    is_valid = type(value) is int and 1 <= value <= storage.MAX_TICKETS
+    expect(is_valid, member, f"an integer from 1 to {storage.MAX_TICKETS}")
 
 
 def expect_prizes(prizes, total_tickets):
@@ -290,13 +275,6 @@ def public_randomness():
     return body.get("public_randomness")
 
 
-def idempotency_key():
-    """Return the Idempotency-Key (draft-ietf-httpapi-idempotency-key-header), or None. Raises Refused 400."""
-    key = request.environ.get("HTTP_IDEMPOTENCY_KEY")
-    expect(key is None or re.fullmatch("[!-~]{16,255}", key), "Idempotency-Key", "16 to 255 visible ASCII characters")
-    return key
-
-
 def linked(page, cursor):
     """Return a page, with a Link header (RFC 8288) to the one that begins at `cursor`, if that is not None."""
     if cursor is not None:
@@ -313,15 +291,14 @@ def answer_json(callback):
         try:
             # UUIDs are read in any case (RFC 9562), and there are no other arguments.
             value = callback(**{name: text.lower() for name, text in arguments.items()})
-        except tuple(ERRORS) as error:
-            status, detail, rule = ERRORS[type(error)]
-            raise Refused(status, detail.format(*error.args), rule) from error
         except HTTPError:
             raise
         except Exception as error:
-            # Bottle would print the traceback to stderr, not to the log.
-            log.exception("%s %s failed", request.method, request.path)
-            raise Refused(500, "Internal Server Error") from error
+            if type(error) not in ERRORS:
+                # Bottle would print the traceback to stderr, not to the log.
+                log.exception("%s %s failed", request.method, request.path)
+            status, detail, rule = ERRORS.get(type(error), (500, "Internal Server Error", None))
+            raise Refused(status, detail.format(*error.args), rule) from error
         return send_json(value)
 
     return answer
@@ -332,12 +309,10 @@ def problem(error):
     status, _, title = error.status_line.partition(" ")
     if error.status_code == 405:
         # Bottle serves HEAD wherever it serves GET, but does not say so.
-        methods = set(response.get_header("Allow").split(","))
-        response.set_header("Allow", ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set()))))
+        response.set_header("Allow", response.get_header("Allow").replace("GET", "GET,HEAD").replace(",", ", "))
     if error.status_code == 503:
         response.set_header("Retry-After", "5")
-    rule = getattr(error, "rule", None)
-    kind = f"urn:raffle:{rule}" if rule else "about:blank"
+    kind = getattr(error, "kind", "about:blank")
     body = {"type": kind, "title": title, "status": int(status), "detail": error.body}
     return send_json(body, "application/problem+json")
 
@@ -375,8 +350,7 @@ def health():
 def create_raffle():
     manager = require_manager()
     body = json_object()
-    name, total_tickets, prizes = body.get("name"), body.get("total_tickets"), body.get("prizes")
-    source = body.get("randomness_source")
+    name, total_tickets, prizes, source = map(body.get, ("name", "total_tickets", "prizes", "randomness_source"))
     expect_name(name, "name")
     expect_integer(total_tickets, "total_tickets")
     expect_prizes(prizes, total_tickets)
@@ -391,8 +365,7 @@ def create_raffle():
 
 @routes.get("/raffles/")
 def list_raffles():
-    limit, cursor = request.query.get("limit"), request.query.get("cursor")
-    return linked(*request.app.storage.list_raffles(limit, cursor))
+    return linked(*request.app.storage.list_raffles(request.query.get("limit"), request.query.get("cursor")))
 
 
 @routes.get("/raffles/<raffle_id>/")
@@ -402,7 +375,10 @@ def get_raffle(raffle_id):
 
 @routes.post("/raffles/<raffle_id>/participate/")
 def participate(raffle_id):
-    ticket = request.app.storage.issue_ticket(raffle_id, participant(), idempotency_key())
+    # As draft-ietf-httpapi-idempotency-key-header says.
+    key = request.environ.get("HTTP_IDEMPOTENCY_KEY")
+    expect(key is None or re.fullmatch("[!-~]{16,255}", key), "Idempotency-Key", "16 to 255 visible ASCII characters")
+    ticket = request.app.storage.issue_ticket(raffle_id, participant(), key)
     response.status = 201
     return ticket
 
@@ -487,20 +463,17 @@ def prepare():
 
 def main():
     """Serve the application, as the environment says, or answer --help or --version."""
-    settings = "".join(
-        f"  {name} ({default or 'none'})\n      {text}\n" for name, (_, default, text) in SETTINGS.items()
-    )
+    lines = (f"  {name} ({default or 'none'})\n      {text}\n" for name, (_, default, text) in SETTINGS.items())
     parser = argparse.ArgumentParser(
         prog="raffle",
         description=f"Raffle {VERSION}: serve raffles over HTTP.",
-        epilog=f"settings, read once at start from the environment (default):\n{settings}",
+        epilog="settings, read once at start from the environment (default):\n" + "".join(lines),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"raffle {VERSION}")
     parser.parse_args()
-    handler = logging.StreamHandler()
-    handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(message)s"))
-    logging.basicConfig(handlers=[handler], level=logging.INFO)
+    logging.basicConfig(level=logging.INFO)
+    logging.root.handlers[0].setFormatter(LineFormatter("%(asctime)s %(levelname)s %(message)s"))
     # Requests that wait for a thread are normal under load.
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)
     try:

@@ -1,6 +1,6 @@
 """waitress, and the few things it leaves undone. This module knows nothing of raffles."""
 
-import functools
+import resource
 import signal
 import socket
 import sys
@@ -30,7 +30,6 @@ class Request(HTTPRequestParser):
         # Blank lines before a request are an empty one for waitress.
         if self.completed and not self.empty and data[consumed:].strip(b"\r\n"):
             self.headers["CONNECTION"] = "close"
-            return len(data)
         return consumed
 
 
@@ -55,8 +54,6 @@ def serve(app, listener, threads, max_body):
     listener: socket of bind(). threads: requests handled at once. max_body: bytes
     of the longest body that reaches the application.
     """
-    import resource  # not on Windows, where the application can be imported all the same
-
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     files = min(4 * MAX_CONNECTIONS, hard)
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
@@ -82,8 +79,6 @@ def serve(app, listener, threads, max_body):
         ident=None,  # no Server header
     )
     server.channel_class = Channel
-    # Not select(), which would end at the 1,024th descriptor.
-    poll = functools.partial(wasyncore.loop, use_poll=True, map=server._map, count=1)
     stopping = []
 
     def stop(signum, frame):
@@ -96,7 +91,8 @@ def serve(app, listener, threads, max_body):
     print(f"Listening on http://{host}:{server.effective_port}", flush=True)
     swept = time.monotonic()
     while not stopping:
-        poll(timeout=1)
+        # Not select(), which would end at the 1,024th descriptor.
+        wasyncore.poll2(1, server._map)
         if time.monotonic() > swept + 1:
             _close_stalled(server, STALL_TIMEOUT)
             swept = time.monotonic()
@@ -107,19 +103,14 @@ def serve(app, listener, threads, max_body):
     wasyncore.dispatcher.close(server)
     deadline = time.monotonic() + STOP_TIMEOUT
     while server.active_channels and time.monotonic() < deadline:
-        for channel in list(server.active_channels.values()):
-            # In this order: a thread adds to what is to be sent before it takes the request off the list.
-            if not channel.requests and not channel.total_outbufs_len and not _has_unread(channel):
+        before = {channel: channel.last_activity for channel in server.active_channels.values()}
+        wasyncore.poll2(0.01, server._map)
+        for channel, activity in before.items():
+            # In this order: a thread adds to what is to be sent before it takes the request off the list. What has
+            # arrived unread would have been read in this turn.
+            if not channel.requests and not channel.total_outbufs_len and channel.last_activity == activity:
                 channel.handle_close()
-        poll(timeout=0.1)
         _close_stalled(server, min(1, STALL_TIMEOUT))
-
-
-def _has_unread(channel):
-    try:
-        return bool(channel.socket.recv(1, socket.MSG_PEEK))
-    except OSError:
-        return False
 
 
 def _close_stalled(server, timeout):

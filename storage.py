@@ -49,7 +49,7 @@ class TicketsNoLongerAvailable(Exception):
     """The raffle is closed."""
 
 
-class AlreadyParticipated(Exception):
+class HasParticipated(Exception):
     """The participant holds a ticket of the raffle."""
 
 
@@ -65,7 +65,7 @@ class TicketsStillAvailable(Exception):
     """Winners are drawn only once the raffle is closed."""
 
 
-class PublicRandomnessRequired(Exception):
+class RandomnessRequired(Exception):
     """The raffle has a randomness_source, which is the argument, and is drawn with nothing else."""
 
 
@@ -143,7 +143,7 @@ class Storage:
         the same participant with the same key gets the same ticket again, until
         the draw. A key should be as hard to guess as a random UUID: a thief of the
         database can try keys. Raises RaffleNotFound, TicketsNoLongerAvailable,
-        AlreadyParticipated.
+        HasParticipated.
         """
         try:
             # In a popular raffle nearly every request is refused: so early, before a code is hashed. The raffles known
@@ -158,8 +158,8 @@ class Storage:
             code = _code(_derive(key, salt) if key else secret)
             ticket = (address, salt, ITERATIONS, _hash_code(_canonical(code), salt, ITERATIONS))
             number = self.database.write(_issue_tickets, raffle_id, ticket)
-        except (RaffleNotFound, TicketsNoLongerAvailable, AlreadyParticipated) as refusal:
-            if not isinstance(refusal, AlreadyParticipated):
+        except (RaffleNotFound, TicketsNoLongerAvailable, HasParticipated) as refusal:
+            if not isinstance(refusal, HasParticipated):
                 self._open_raffles.discard(raffle_id)
             issued = self._issued_ticket(raffle_id, address, key) if key else None
             if not issued:
@@ -200,7 +200,7 @@ class Storage:
         could know before the raffle was closed; None for 32 random bytes made
         here. A draw that has been decided but was interrupted is completed before
         it is refused. Raises RaffleNotFound, WinnersAlreadyDrawn,
-        TicketsStillAvailable, PublicRandomnessRequired.
+        TicketsStillAvailable, RandomnessRequired.
         """
         is_decided_here = self._write(_decide_draw, raffle_id, public_randomness)
         with self.database.long_job:
@@ -414,7 +414,7 @@ def _issue_tickets(db, raffle_id, requests):
         if place == total:
             outcomes.append(TicketsNoLongerAvailable())
         elif participant in holders:
-            outcomes.append(AlreadyParticipated())
+            outcomes.append(HasParticipated())
         else:
             holders.add(participant)
             place += 1
@@ -459,7 +459,7 @@ def _decide_draw(db, raffle_id, public_randomness):
     if not raffle["closed_at"]:
         return TicketsStillAvailable()
     if raffle["randomness_source"] and not public_randomness:
-        return PublicRandomnessRequired(raffle["randomness_source"])
+        return RandomnessRequired(raffle["randomness_source"])
     db.execute(
         """
         UPDATE raffle
