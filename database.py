@@ -5,13 +5,13 @@ transaction: under load, one sync of the disk pays for many. Nothing that decide
 is remembered between transactions, so other programs may use the file as well.
 """
 
+import fcntl
 import itertools
 import logging
 import os
 import queue
 import sqlite3
 import threading
-import time
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -52,7 +52,13 @@ class Database:
         # Whatever becomes of the current directory or of a link, it stays the same file.
         self.path = Path(os.path.realpath(path))
         try:
-            self._writer = self._open(schema)
+            # Servers that start at the same instant take turns, so that none reads a file that is half made.
+            turn = os.open(self.path.parent, os.O_RDONLY)
+            try:
+                fcntl.flock(turn, fcntl.LOCK_EX)
+                self._writer = self._open(schema)
+            finally:
+                os.close(turn)
             self._own_files = self._files()
         except (OSError, sqlite3.Error) as error:
             raise DatabaseRefused(f"{self.path} cannot be opened: {getattr(error, 'strerror', error)}") from error
@@ -143,13 +149,8 @@ class Database:
         # First, so that the header of the file itself says whose it is.
         writer.executescript(schema)
         # Readers go on while a batch is written. A copy of a database may have another mode.
-        deadline = time.monotonic() + BUSY_TIMEOUT
-        while writer.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
-            if time.monotonic() > deadline:
-                raise DatabaseRefused(f"{path} cannot have a write-ahead log")
-            # SQLite does not wait here for another server that starts at the same instant.
-            with suppress(sqlite3.OperationalError):
-                writer.execute("PRAGMA journal_mode = WAL")
+        if writer.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
+            raise DatabaseRefused(f"{path} cannot have a write-ahead log")
         # The -wal file is there from now on.
         writer.executescript("BEGIN IMMEDIATE; COMMIT")
         return writer
