@@ -5,7 +5,7 @@
 
 Machines differ, and so do the minutes of one machine: compare the ratios of one
 run. A "floor" is a bare Bottle route that returns a constant of the size of a
-ticket, served in the same way. Rates need wrk, and the slow disk needs a C compiler.
+ticket, served in the same way. Rates need wrk.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -79,18 +79,6 @@ function done(summary, latency)
   io.write(string.format("RESULT %%d %%d %%d %%d %%d %%d\\n", summary.requests, summary.duration,
     latency:percentile(50), latency:percentile(99), e.status, e.connect + e.read + e.write + e.timeout))
 end
-"""
-
-SLOW_DISK = """
-#define _GNU_SOURCE
-#include <dlfcn.h>
-#include <unistd.h>
-static int slow(const char *name, int fd) {
-    usleep(5000);
-    return ((int (*)(int))dlsym(RTLD_NEXT, name))(fd);
-}
-int fsync(int fd) { return slow("fsync", fd); }
-int fdatasync(int fd) { return slow("fdatasync", fd); }
 """
 
 addresses = count(1)
@@ -165,47 +153,6 @@ def measure_rates(start, directory):
         rates[what], p50, p99 = load(asked, method, path.format(**paths), status, bodies, address)
         ratios = ", ".join(f"{rates[what] / rates[other]:.2f} of {other}" for other in comparisons)
         show(f"{what}, 64 connections", f"{rates[what]:,.0f}/s", f"p50 {p50:.0f} ms, p99 {p99:.0f} ms", ratios)
-
-
-def measure_alone(start, directory):
-    server = start()
-    alone = median(server, 300, "POST", f"{server.create(2**53 - 1)}participate/", 201)
-    show("participate, one connection", f"{1000 / alone:,.0f}/s", f"p50 {alone:.1f} ms")
-
-
-def measure_slow_disk(start, directory):
-    source, library = directory / "slow.c", directory / "slow.so"
-    source.write_text(SLOW_DISK)
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
-    server = start(LD_PRELOAD=str(library))
-    participate = ("POST", f"{server.create(2**53 - 1)}participate/", 201)
-    alone = median(server, 100, *participate)
-    rate, p50, p99 = load(server, *participate)
-    show("5 ms more for every fsync, one connection", f"{1000 / alone:,.0f}/s", f"p50 {alone:.1f} ms")
-    figures = f"{rate:,.0f}/s", f"p50 {p50:.0f} ms, p99 {p99:.0f} ms", f"{rate * alone / 1000:.0f} times as many"
-    show("5 ms more for every fsync, 64 connections", *figures)
-
-
-def measure_stalling(start, directory):
-    server, is_over = start(), threading.Event()
-    long, raffle = server.create(prizes=[{"name": "x" * 200, "amount": 1}] * 4_500), server.create(2**53 - 1)
-    half, whole = b"GET / HTTP/1.1\r\nX: ", f"GET {long} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
-
-    def dribble(clients):
-        while not is_over.wait(0.5):
-            for client in clients:
-                with suppress(OSError):
-                    client.send(b"x")
-
-    with ExitStack() as opened, ThreadPoolExecutor(1) as pool, connected(server) as connection:
-        clients = [opened.enter_context(server.connect()) for _ in range(450)]
-        for client, data in zip(clients, [half] * 200 + [whole] * 50):
-            client.sendall(data)
-        pool.submit(dribble, clients[:200])
-        p50, p99 = percentiles([one(connection, "POST", f"{raffle}participate/", 201) for _ in range(1000)])
-        is_over.set()
-    what = "participate, one connection, while 450 others rest, send slowly or never read"
-    show(what, f"{1000 / p50:,.0f}/s", f"p50 {p50:.1f} ms, p99 {p99:.0f} ms")
 
 
 def issue(store, raffle_id, participants):
@@ -302,9 +249,6 @@ def main():
     parser.add_argument("--tickets", type=int, default=1_000_000, help="tickets of the large raffle (%(default)s)")
     measures = {
         "rates": measure_rates,
-        "alone": measure_alone,
-        "slow-disk": measure_slow_disk,
-        "stalling": measure_stalling,
         "tickets": measure_tickets,
     }
     parser.add_argument("--only", choices=measures, help="run one group (all)")

@@ -82,7 +82,6 @@ def ask(port, method, path, body=None, source="127.0.0.1", **headers):
 
 @pytest.mark.parametrize(
     "listen",
-    # With one socket for both, addresses of IPv4 are mapped to IPv6.
     ["127.0.0.1:{port}", "[::]:{port} ipv6only=off"],
 )
 def test_behind_nginx_every_client_is_who_it_is(serve, nginx, tmp_path, listen):

@@ -27,7 +27,6 @@ import os, resource
 files = [os.open(os.devnull, os.O_RDONLY) for _ in range(1000)]
 resource.setrlimit(resource.RLIMIT_NOFILE, (1024, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 """
-FEW_FILES = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (160, 160))"
 # Nothing takes too long until SIGUSR1, which also puts the clock back.
 PATIENT = """
 import database, server, signal, time
@@ -165,23 +164,6 @@ def test_a_client_that_stalls_is_closed_and_one_that_waits_is_not(serve, stall, 
         assert waiting.recv(12) == b"HTTP/1.1 201"
 
 
-def test_connections_wait_before_the_files_run_out(serve, stall):
-    server = serve(program=("-c", FEW_FILES + MAIN))
-    ask, raffle = create_long(server, 500), server.create()
-    [early] = stall(server, 1, request_for("/health"))
-    assert early.recv(MIB).startswith(b"HTTP/1.1 200")
-    # Each takes two of the 160 files.
-    late = stall(server, 100, ask)
-    assert {client.recv(8) for client in late[:37]} == {b"HTTP/1.1"}
-    early.sendall(request_for(f"{raffle}participate/", "POST"))
-    assert early.recv(12) == b"HTTP/1.1 201"
-    # 40, but for the pipe that wakes the server.
-    assert sockets(server) == 39
-    for client in late[:-1]:
-        client.close()
-    assert late[-1].recv(12) == b"HTTP/1.1 200"
-
-
 def test_pipelined_requests_are_dropped_after_the_first(serve):
     with serve().connect() as client:
         client.sendall(request_for("/health") * 20)
@@ -221,23 +203,6 @@ def test_a_body_may_come_in_chunks_and_not_be_longer_than_the_limits(serve):
         found = re.search(rb"Content-Type: application/(\S+)", answer)
         assert (answer[9:12], found and found[1]) == (status, kind), request[:200]
     assert len(server.request("GET", "/raffles/")[2]) == 1
-
-
-def test_requests_that_have_arrived_are_answered_before_the_server_stops(serve, stall):
-    server = serve()
-    used = stall(server, 12, request_for("/nothing/"))
-    assert {client.recv(65536)[9:12] for client in used} == {b"404"}
-    server.process.send_signal(signal.SIGSTOP)
-    # The long ones take several turns of the event loop to read, and some have not arrived.
-    long = HALF_BODY + b" " * 29_999
-    requests = [(request_for("/raffles/"), b"200"), (long, b"415"), (long[:-1], b"")] * 8
-    clients = used + stall(server, 12)
-    for client, (request, _) in zip(clients, requests):
-        client.sendall(request)
-    server.process.send_signal(signal.SIGTERM)
-    assert server.stop(signal.SIGCONT) == 0
-    for client, (request, status) in zip(clients, requests):
-        assert client.recv(65536)[9:12] == status, request[:100]
 
 
 def test_the_greeting_names_the_port_and_as_many_threads_run_as_the_setting_says(serve):
