@@ -27,6 +27,7 @@ class Request(HTTPRequestParser):
         RFC 9112, 9.3.2, allows closing the connection.
         """
         consumed = super().received(data)
+        self.expect_continue = self.expect_continue and not self.completed  # nobody waits for a body that is not there
         # Blank lines before a request are an empty one for waitress.
         if self.completed and not self.empty and data[consumed:].strip(b"\r\n"):
             self.headers["CONNECTION"] = "close"
