@@ -77,12 +77,14 @@ class Database:
         reader = next(_taken(self._readers), None)
         try:
             if not reader:
-                opened = _connect(self.path, "ro")
+                reader = _connect(self.path, "ro")
                 self._require_own_files()
-                reader = opened
             # To the end, because a cursor left open would hold back checkpoints.
             return reader.execute(sql, values).fetchall()
         except (OSError, sqlite3.Error, DatabaseUnavailable) as error:
+            if reader:
+                reader.close()
+                reader = None
             log.error("The database cannot be read: %s", error)
             raise DatabaseUnavailable from error
         finally:
@@ -145,14 +147,18 @@ class Database:
             if version != needed:
                 raise DatabaseRefused(f"{path} has version {version}, but this program needs version {needed}")
         writer = _connect(path, "rw")
-        writer.executescript(PRAGMAS)
-        # First, so that the header of the file itself says whose it is.
-        writer.executescript(schema)
-        # Readers go on while a batch is written. A copy of a database may have another mode.
-        if writer.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
-            raise DatabaseRefused(f"{path} cannot have a write-ahead log")
-        # The -wal file is there from now on.
-        writer.executescript("BEGIN IMMEDIATE; COMMIT")
+        try:
+            writer.executescript(PRAGMAS)
+            # First, so that the header of the file itself says whose it is.
+            writer.executescript(schema)
+            # Readers go on while a batch is written. A copy of a database may have another mode.
+            if writer.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
+                raise DatabaseRefused(f"{path} cannot have a write-ahead log")
+            # The -wal file is there from now on.
+            writer.executescript("BEGIN IMMEDIATE; COMMIT")
+        except BaseException:
+            writer.close()
+            raise
         return writer
 
     def _files(self):
