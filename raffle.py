@@ -172,8 +172,8 @@ def require_manager():
 def participant():
     """Return the bytes that stand for the participant who sends the request. Raises Refused 400."""
     address = client_address()
-    bits = 32 if address.version == 4 else request.app.settings["RAFFLE_IPV6_PREFIX"]
-    return ipaddress.ip_network((address, bits), strict=False).network_address.packed
+    host_bits = 0 if address.version == 4 else 128 - request.app.settings["RAFFLE_IPV6_PREFIX"]
+    return (int(address) >> host_bits << host_bits).to_bytes(len(address.packed), "big")
 
 
 def refuse_cross_site():
@@ -190,7 +190,7 @@ def refuse_cross_site():
 
 
 def json_object(max_length=MAX_BODY):
-    """Return the request's body, one JSON object of up to `max_length` bytes, as a dict. Raises Refused 415, 413, 400."""
+    """Return the request's body, one JSON object of up to `max_length` bytes. Raises Refused 415, 413, 400."""
     if request.content_type.partition(";")[0].strip() != "application/json":
         raise Refused(415, "The body must be sent as Content-Type: application/json")
     if request.content_length > max_length:

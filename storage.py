@@ -370,7 +370,8 @@ def _insert_raffle(db, name, total_tickets, prizes, randomness_source):
     commitment = hashlib.sha256(secret).hexdigest()
     sequence = db.execute(
         """
-        INSERT INTO raffle (id, name, total_tickets, randomness_source, secret, draw_commitment, address_key, created_at)
+        INSERT INTO raffle
+            (id, name, total_tickets, randomness_source, secret, draw_commitment, address_key, created_at)
         VALUES (?, ?, ?, ?, ?, ?, ?, ?)
         """,
         (raffle_id, name, total_tickets, randomness_source, secret, commitment, secrets.token_bytes(32), _now()),
@@ -546,7 +547,7 @@ def _code(secret):
 
 
 def _canonical(code):
-    """Return a code as it is hashed: without spaces, dashes and invisible characters, in upper case, O for 0, I, L for 1."""
+    """Return a code as it is hashed: without spaces, dashes and the invisible, in upper case, O as 0, I and L as 1."""
     kept = (c for c in unicodedata.normalize("NFKC", code) if unicodedata.category(c) not in UNSEEN and c != "\u2212")
     return "".join(kept).upper().translate(LOOK_ALIKES)
 
