@@ -5,7 +5,6 @@ transaction: under load, one sync of the disk pays for many. Nothing that decide
 is remembered between transactions, so other programs may use the file as well.
 """
 
-import fcntl
 import itertools
 import logging
 import os
@@ -16,15 +15,15 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 BUSY_TIMEOUT = 5  # seconds to wait for another program's lock, as Litestream recommends
-IDENTITY = """
-SELECT application_id, user_version, (SELECT count(*) FROM sqlite_schema)
-FROM pragma_application_id, pragma_user_version
-"""
+READERS = 16  # connections; a read waits until one is free
+IDENTITY = "SELECT application_id, user_version FROM pragma_application_id, pragma_user_version"
 PRAGMAS = """
+PRAGMA journal_mode = WAL; -- readers go on while a batch is written; a copy by VACUUM INTO has another mode
 PRAGMA synchronous = FULL; -- an answered ticket survives a loss of power; NORMAL might undo the last commits
 PRAGMA secure_delete = ON; -- what is deleted is overwritten, not just forgotten
 PRAGMA foreign_keys = ON; -- SQLite does not enforce them by default
 PRAGMA cache_size = -131072; -- KiB: tickets land all over the file, 100 MB for a million
+PRAGMA temp_store = MEMORY; -- the directory for temporary files may be full
 """
 
 log = logging.getLogger("raffle")
@@ -42,31 +41,29 @@ class Database:
     """One SQLite file. Its methods may be called from any thread."""
 
     def __init__(self, path, schema):
-        """Open the database at `path`, or create it, readable by its owner only.
+        """Open the database at `path`, or create it, readable by its owner only. Raises DatabaseRefused.
 
-        schema: SQL that creates the tables and sets application_id and
-        user_version. Raises DatabaseRefused.
+        schema: SQL that creates the tables and sets application_id and user_version.
         """
         if sqlite3.sqlite_version_info < (3, 37):  # STRICT tables
             raise DatabaseRefused(f"SQLite 3.37 or newer is needed, and this Python has {sqlite3.sqlite_version}")
         # Whatever becomes of the current directory or of a link, it stays the same file.
         self.path = Path(os.path.realpath(path))
+        self.long_job = threading.Lock()  # for what takes several writes, such as a draw: one at a time
+        self._writes = queue.SimpleQueue()  # (action and key, request, queue for the outcome), at last None
+        self._readers = queue.SimpleQueue()
+        self._gate = threading.Lock()  # nothing is put behind the None
+        self._is_over = self._is_failing = self._own_files = False
         try:
-            # Servers that start at the same instant take turns, so that none reads a file that is half made.
-            turn = os.open(self.path.parent, os.O_RDONLY)
-            try:
-                fcntl.flock(turn, fcntl.LOCK_EX)
-                self._writer = self._open(schema)
-            finally:
-                os.close(turn)
-            self._own_files = self._files()
+            _prepare(self.path, schema)
+            self._writer = _connect(self.path, "rw")
+            self._writer.executescript(schema + PRAGMAS)
+            # All are opened now, so that none opens another file later.
+            for _ in range(READERS):
+                self._readers.put(_connect(self.path, "ro"))
+            self._require_own_files()
         except (OSError, sqlite3.Error) as error:
             raise DatabaseRefused(f"{self.path} cannot be opened: {getattr(error, 'strerror', error)}") from error
-        self.long_job = threading.Lock()  # for what takes several writes, such as a draw: one at a time
-        self._writes = queue.SimpleQueue()  # (action and key, request, queue for the outcome), or None to close
-        self._readers = queue.SimpleQueue()
-        self._is_over = False
-        self._failure = None
         self._thread = threading.Thread(target=self._write_batches, name="raffle-writer", daemon=True)
         self._thread.start()
 
@@ -74,40 +71,29 @@ class Database:
         """Return the rows of a statement as a list of sqlite3.Row. Raises DatabaseUnavailable."""
         if self._is_over:
             raise DatabaseUnavailable
-        reader = next(_taken(self._readers), None)
+        reader = self._readers.get()
         try:
-            if not reader:
-                reader = _connect(self.path, "ro")
-                self._require_own_files()
             # To the end, because a cursor left open would hold back checkpoints.
             return reader.execute(sql, values).fetchall()
-        except (OSError, sqlite3.Error, DatabaseUnavailable) as error:
-            if reader:
-                reader.close()
-                reader = None
+        except sqlite3.Error as error:
             log.error("The database cannot be read: %s", error)
             raise DatabaseUnavailable from error
         finally:
-            if reader:
-                self._readers.put(reader)
-            if self._is_over:
-                self._end()
+            self._readers.put(reader)
 
     def write(self, action, key, request=None):
         """Have the writing thread run an action, and return its outcome after the commit.
 
         action: function of the connection, the key, and the list of all requests
-        that wait for the same action and key. It returns a list with the outcome
-        of each, an exception for a refusal: so it decides before it writes. Raises
-        that exception, or the one that the action raises; DatabaseUnavailable if
-        the file cannot be written.
+        that wait for the same action and key. It decides before it writes, and
+        returns the list of their outcomes, with an exception for a refusal.
+        Raises that exception, the one that the action raises, or DatabaseUnavailable.
         """
-        reply, group = queue.SimpleQueue(), (action, key)
-        hash(group)  # raises here what would end the thread
-        self._writes.put((group, request, reply))
-        # It would wait for ever if the thread had ended before the put.
-        if self._is_over:
-            self._end()
+        reply = queue.SimpleQueue()
+        with self._gate:
+            if self._is_over:
+                raise DatabaseUnavailable
+            self._writes.put(((action, key), request, reply))
         outcome = reply.get()
         if isinstance(outcome, BaseException):
             raise outcome
@@ -115,145 +101,100 @@ class Database:
 
     def close(self):
         """Finish what is waiting, then end the thread and close every connection."""
-        self._writes.put(None)
-        # An application that nobody refers to any more may be collected, and closed, in any thread.
-        if threading.current_thread() is not self._thread:
+        with self._gate:
+            self._is_over = True
+            self._writes.put(None)
+        if threading.current_thread() is not self._thread:  # where the garbage collector may close an application
             self._thread.join()
 
-    def _open(self, schema):
-        """Return the connection that writes, to a database of the schema's version."""
-        path, wal = self.path, Path(f"{self.path}-wal")
-        if path.exists() and not path.is_file():
-            raise DatabaseRefused(f"{path} is not a regular file")
-        # SQLite would delete the -wal file of a database that is missing, with all it holds.
-        if wal.exists() and wal.stat().st_size and not (path.exists() and path.stat().st_size):
-            raise DatabaseRefused(f"{wal} holds commits, but {path} is missing or empty: put it back")
-        for place in (path.parent, path):
-            if place.exists() and not os.access(place, os.W_OK, effective_ids=True):
-                owner = place.stat().st_uid
-                raise DatabaseRefused(f"{place} cannot be written by user {os.geteuid()}: it belongs to user {owner}")
-        with suppress(FileExistsError):
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o600))
-        with closing(sqlite3.connect(":memory:")) as model:
-            model.executescript(schema)
-            [(application, needed, _)] = model.execute(IDENTITY)
-        # The file of another program must not change, nor get a -wal file.
-        with closing(_connect(path, "ro" if wal.exists() else "ro&immutable=1")) as reader:
-            [(found, version, tables)] = reader.execute(IDENTITY)
-        # SQLite takes a file that is too short to be a database for an empty one.
-        if found or tables or 0 < path.stat().st_size < 512:
-            if found != application:
-                raise DatabaseRefused(f"{path} was made by another program")
-            if version != needed:
-                raise DatabaseRefused(f"{path} has version {version}, but this program needs version {needed}")
-        writer = _connect(path, "rw")
-        try:
-            writer.executescript(PRAGMAS)
-            # First, so that the header of the file itself says whose it is.
-            writer.executescript(schema)
-            # Readers go on while a batch is written. A copy of a database may have another mode.
-            if writer.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
-                raise DatabaseRefused(f"{path} cannot have a write-ahead log")
-            # The -wal file is there from now on.
-            writer.executescript("BEGIN IMMEDIATE; COMMIT")
-        except BaseException:
-            writer.close()
-            raise
-        return writer
-
-    def _files(self):
-        """Return inode and device of the database and of its -wal file. Raises OSError."""
-        return [Path(f"{self.path}{suffix}").stat()[1:3] for suffix in ("", "-wal")]
+    def _require_own_files(self):
+        """Raise OSError or DatabaseUnavailable unless database and -wal are the files of the first call."""
+        files = [Path(f"{self.path}{end}").stat()[1:3] for end in ("", "-wal")]  # inodes and devices
+        self._own_files = self._own_files or files
+        if files != self._own_files:
+            raise DatabaseUnavailable(f"{self.path} or its -wal file was replaced")
 
     def _write_batches(self):
-        while not self._is_over:
-            batch = [self._writes.get(), *_taken(self._writes)]
+        while not (self._is_over and self._writes.empty()):
+            batch = [self._writes.get() for _ in range(self._writes.qsize() or 1)]
             groups = {}
             for group, *write in filter(None, batch):
                 groups.setdefault(group, []).append(write)
             self._write_groups(groups)
-            self._is_over = self._is_over or None in batch
-        self._end()
+        for reader in [self._readers.get() for _ in range(READERS)]:
+            reader.close()
+            self._readers.put(reader)  # refuses those who wait for it
         # The last connection to close removes the -wal file: so not a reader.
         self._writer.close()
 
     def _write_groups(self, groups):
-        """Run groups in one transaction and answer their requests; if that fails, in one transaction each."""
+        """Run groups of requests with the same action and key in one transaction; if one fails, each in its own."""
+        outcomes, is_committing = [], False
         try:
-            outcomes = self._commit(groups)
+            self._writer.execute("BEGIN IMMEDIATE")
+            for (action, key), group in groups.items():
+                outcomes += action(self._writer, key, [request for request, _ in group])
+            self._require_own_files()
+            is_committing = True
+            self._writer.execute("COMMIT")
+            # Once more, before anything is acknowledged.
+            self._require_own_files()
             self._note(None)
         except BaseException as error:  # whatever it is, nobody may wait for ever
             with suppress(sqlite3.Error):  # SQLite may have rolled back already
                 self._writer.execute("ROLLBACK")
-            outcomes = itertools.repeat(error)
-            # Other errors are those of a program, for the caller to log.
+            is_lost = is_committing and str(error) == "disk I/O error"
             is_of_file = isinstance(error, (OSError, sqlite3.OperationalError, DatabaseUnavailable))
-            if is_of_file or type(error) is sqlite3.DatabaseError:
-                self._note(str(error))
-                outcomes = itertools.repeat(DatabaseUnavailable())
-            if len(groups) > 1 and not self._is_over:
-                for group in groups.items():
-                    self._write_groups(dict([group]))
-                return
+            # Other errors are those of a program, for the caller to log.
+            if is_of_file or self._is_over or type(error) is sqlite3.DatabaseError:
+                self._note(f"{error}, until a restart" if is_lost else error)
+                error = DatabaseUnavailable()
+            outcomes = itertools.repeat(error)
+            if is_lost:
+                # The next sync may succeed without what this one lost: https://wiki.postgresql.org/wiki/Fsync_Errors
+                self._writer.close()
+                self.close()
+            elif len(groups) > 1 and not (is_committing and is_of_file):
+                while groups:
+                    self._write_groups(dict([groups.popitem()]))
         for (_, reply), outcome in zip(itertools.chain(*groups.values()), outcomes):
             reply.put(outcome)
 
-    def _commit(self, groups):
-        """Run groups of requests with the same action and key in one transaction; return all outcomes."""
-        self._writer.execute("BEGIN IMMEDIATE")
-        outcomes = []
-        for (action, key), group in groups.items():
-            results = action(self._writer, key, [request for request, _ in group])
-            if len(results) != len(group) or not self._writer.in_transaction:
-                raise ValueError(f"{len(results)} outcomes for {len(group)} requests, or the transaction has ended")
-            outcomes += results
-        self._require_own_files()
-        try:
-            self._writer.execute("COMMIT")
-        except sqlite3.OperationalError as error:
-            # After a sync that failed, the next one may succeed without what was lost:
-            # see https://wiki.postgresql.org/wiki/Fsync_Errors.
-            self._is_over = str(error) == "disk I/O error"
-            raise
-        # Once more, before anything is acknowledged.
-        self._require_own_files()
-        return outcomes
-
-    def _require_own_files(self):
-        if self._files() != self._own_files:
-            raise DatabaseUnavailable(f"{self.path} or its -wal file was replaced")
-
     def _note(self, failure):
-        """Log why the file cannot be written, once until a write succeeds: then the failure is None."""
-        if failure != self._failure:
-            self._failure = failure
-            if failure:
-                log.error("Writes fail%s: %s", " until a restart" * self._is_over, failure)
-            else:
-                log.info("Writes succeed again")
+        """Log that writes fail, once until one succeeds: then the failure is None."""
+        if self._is_failing != bool(failure):
+            self._is_failing = bool(failure)
+            log.warning("Writes %s", f"fail: {failure}" if failure else "succeed again")
             # Only the first write waits for another program's lock: the next ones would occupy every thread.
             self._writer.execute(f"PRAGMA busy_timeout = {0 if failure else BUSY_TIMEOUT * 1000}")
 
-    def _end(self):
-        """Refuse the writes that came too late, and close the connections that are not reading."""
-        for write in filter(None, _taken(self._writes)):
-            write[-1].put(DatabaseUnavailable())
-        for reader in _taken(self._readers):
-            reader.close()
 
-
-def _taken(waiting):
-    """Yield what is in a queue, without waiting for more."""
-    with suppress(queue.Empty):
-        while True:
-            yield waiting.get_nowait()
+def _prepare(path, schema):
+    """Create the file if it is missing. Raise DatabaseRefused unless it is empty, or of the schema's version."""
+    wal = Path(f"{path}-wal")
+    if path.exists() and not path.is_file():
+        raise DatabaseRefused(f"{path} is not a regular file")
+    # SQLite would delete the -wal file of a database that is missing, with all it holds.
+    if wal.exists() and wal.stat().st_size and not (path.exists() and path.stat().st_size):
+        raise DatabaseRefused(f"{wal} holds commits, but {path} is missing or empty: put it back")
+    if not os.access(path.parent, os.W_OK, effective_ids=True):
+        user, owner = os.geteuid(), path.parent.stat().st_uid
+        raise DatabaseRefused(f"{path.parent} cannot be written by user {user}: it belongs to user {owner}")
+    path.touch(0o600)
+    with closing(sqlite3.connect(":memory:")) as model:
+        application, needed = model.executescript(schema).execute(IDENTITY).fetchone()
+    with closing(_connect(path, "rw")) as connection:
+        found, version = connection.execute(IDENTITY).fetchone()
+    if path.stat().st_size and found != application:
+        raise DatabaseRefused(f"{path} was made by another program")
+    if found and version != needed:
+        raise DatabaseRefused(f"{path} has version {version}, but this program needs version {needed}")
 
 
 def _connect(path, mode):
-    # No isolation level: transactions begin and end where the code says so. A connection is used by one thread at
-    # a time, but not always by the same.
-    uri, options = f"{path.as_uri()}?mode={mode}", {"isolation_level": None, "check_same_thread": False}
-    connection = sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT, **options)
+    uri = f"{path.as_uri()}?mode={mode}"
+    # Transactions begin where the code says so. One thread at a time uses a connection, but not always the same.
+    connection = sqlite3.connect(uri, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False, uri=True)
     connection.row_factory = sqlite3.Row
-    connection.execute("PRAGMA temp_store = MEMORY")  # the directory for temporary files may be full
+    connection.execute(IDENTITY)  # opens the -wal file, too
     return connection

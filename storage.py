@@ -24,13 +24,11 @@ MAX_RAFFLES_PER_PAGE = 1_000
 MAX_WINS_PER_PAGE = 10_000
 WINS_PER_COMMIT = 5_000  # about 25 ms, during which others wait
 
-# Crockford's base32 (https://www.crockford.com/base32.html): no I, L, O or U.
-ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
-FROM_RFC_4648 = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", ALPHABET)
+# From the base32 of RFC 4648 to Crockford's, without I, L, O and U: see https://www.crockford.com/base32.html.
+CROCKFORD = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", "0123456789ABCDEFGHJKMNPQRSTVWXYZ")
 LOOK_ALIKES = str.maketrans("OIL", "011")
 UNSEEN = {"Zs", "Zl", "Zp", "Pd", "Cc", "Cf"}  # white space, dashes, and control and format characters
 CODE_BYTES = 15  # 120 bits
-CODE_LENGTH = 24  # characters of 5 bits
 SALT_BYTES = 16  # NIST SP 800-132 asks for 128 bits or more
 # NIST SP 800-132 asks for 1,000 or more. More would protect a password that can
 # be guessed; a code of 120 random bits is past guessing at the first iteration.
@@ -101,11 +99,11 @@ class Storage:
 
     def require_health(self):
         """Raise DatabaseUnavailable unless a write transaction can be begun and committed."""
-        self._write(lambda db: None)
+        self._execute("SELECT 1")
 
-    def _write(self, action, *arguments):
-        """Have the writing thread run action(connection, *arguments), and return its outcome: see Database.write."""
-        return self.database.write(lambda db, *_: [action(db, *arguments)], None)
+    def _execute(self, sql, values=()):
+        """Run one statement in a write transaction of its own or shared with others; return its rows after the commit."""
+        return self.database.write(lambda db, *_: [db.execute(sql, values).fetchall()], None)
 
     def create_raffle(self, name, total_tickets, prizes, randomness_source=None):
         """Create a raffle and return it as `get_raffle` does.
@@ -115,7 +113,7 @@ class Storage:
         randomness_source: text that says which public randomness the draw will
         use, or None.
         """
-        return self._write(_insert_raffle, name, total_tickets, prizes, randomness_source)
+        return self.database.write(_insert_raffles, None, (name, total_tickets, prizes, randomness_source))
 
     def list_raffles(self, limit=None, cursor=None):
         """Return a page of raffles without their prizes, latest first, and the cursor of the next page or None.
@@ -124,15 +122,15 @@ class Storage:
         cursor: text of the cursor of this page. Raises InvalidPage.
         """
         limit, before = _page(limit, cursor, MAX_RAFFLES_PER_PAGE)
-        rows = _rows(
-            self.database.read, "WHERE sequence < ? ORDER BY sequence DESC LIMIT ?", before or 2**63 - 1, limit + 1
-        )
+        latest = "sequence < ? ORDER BY sequence DESC LIMIT ?"
+        rows = _rows(self.database.read, latest, before or 2**63 - 1, limit + 1)
         raffles = [_body(row) for row in rows[:limit]]
         return raffles, rows[limit - 1]["sequence"] if len(rows) > limit else None
 
     def get_raffle(self, raffle_id):
         """Return a raffle as a dict, its prizes in the manager's order. Raises RaffleNotFound."""
-        return _raffle(self.database.read, raffle_id)
+        raffle = _find(self.database.read, raffle_id)
+        return _body(raffle, prizes=_prizes(self.database.read, raffle))
 
     def issue_ticket(self, raffle_id, address, key=None):
         """Issue the next ticket of the deck, and return as a dict its number and its verification code.
@@ -141,9 +139,7 @@ class Storage:
         participant's Idempotency-Key or None. With a key, the code is derived from
         it and the ticket's salt (HMAC-SHA256, RFC 2104, cut to 120 bits), so that
         the same participant with the same key gets the same ticket again, until
-        the draw. A key should be as hard to guess as a random UUID: a thief of the
-        database can try keys. Raises RaffleNotFound, TicketsNoLongerAvailable,
-        HasParticipated.
+        the draw. Raises RaffleNotFound, TicketsNoLongerAvailable, HasParticipated.
         """
         try:
             # In a popular raffle nearly every request is refused: so early, before a code is hashed. The raffles known
@@ -152,11 +148,9 @@ class Storage:
                 if _find(self.database.read, raffle_id)["closed_at"]:
                     raise TicketsNoLongerAvailable
                 self._open_raffles.add(raffle_id)
-            # One system call instead of two: under load each costs a wait for the interpreter lock.
-            randomness = secrets.token_bytes(CODE_BYTES + SALT_BYTES)
-            secret, salt = randomness[:CODE_BYTES], randomness[CODE_BYTES:]
-            code = _code(_derive(key, salt) if key else secret)
-            ticket = (address, salt, ITERATIONS, _hash_code(_canonical(code), salt, ITERATIONS))
+            salt = secrets.token_bytes(SALT_BYTES)
+            code = _code(key, salt)
+            ticket = (address, salt, ITERATIONS, _hash_code(code, salt, ITERATIONS))
             number = self.database.write(_issue_tickets, raffle_id, ticket)
         except (RaffleNotFound, TicketsNoLongerAvailable, HasParticipated) as refusal:
             if not isinstance(refusal, HasParticipated):
@@ -180,18 +174,27 @@ class Storage:
             """,
             (raffle["sequence"], _participant(raffle, address)),
         ):
-            code = _code(_derive(key, salt))
-            if hmac.compare_digest(_hash_code(_canonical(code), salt, iterations), code_hash):
+            code = _code(key, salt)
+            if hmac.compare_digest(_hash_code(code, salt, iterations), code_hash):
                 return number, code
         return None
 
     def close_raffle(self, raffle_id):
-        """Withdraw the tickets that are left, so that winners can be drawn, and return the raffle.
-
-        Raises RaffleNotFound, RaffleAlreadyClosed.
-        """
-        _find(self.database.read, raffle_id)
-        return self._write(_close_raffle, raffle_id)
+        """Withdraw the tickets that are left, and return the raffle. Raises RaffleNotFound, RaffleAlreadyClosed."""
+        raffle = _find(self.database.read, raffle_id)
+        prizes = _prizes(self.database.read, raffle)
+        closed = self._execute(
+            """
+            UPDATE raffle
+            SET closed_at = max(created_at, ?)
+            WHERE id = ? AND closed_at IS NULL
+            RETURNING issued_tickets, closed_at
+            """,
+            (_now(), raffle_id),
+        )
+        if not closed:
+            raise RaffleAlreadyClosed
+        return _body({**raffle, **closed[0]}, prizes=prizes)
 
     def draw_winners(self, raffle_id, public_randomness=None):
         """Decide the draw of a closed raffle, complete it, and return the first page of `list_winners`.
@@ -202,32 +205,68 @@ class Storage:
         it is refused. Raises RaffleNotFound, WinnersAlreadyDrawn,
         TicketsStillAvailable, RandomnessRequired.
         """
-        is_decided_here = self._write(_decide_draw, raffle_id, public_randomness)
+        raffle = _find(self.database.read, raffle_id)
+        if not raffle["closed_at"]:
+            raise TicketsStillAvailable
+        source = raffle["randomness_source"]
+        if source and not public_randomness and not raffle["public_randomness"]:
+            raise RandomnessRequired(source)
+        decided = self._execute(
+            """
+            UPDATE raffle
+            SET public_randomness = ?
+            WHERE id = ? AND public_randomness IS NULL
+            RETURNING id
+            """,
+            (public_randomness or draw.MADE_BY_SERVER + secrets.token_hex(32), raffle_id),
+        )
         with self.database.long_job:
-            if is_decided_here or not _find(self.database.read, raffle_id)["drawn_at"]:
-                page = self._complete_draw(raffle_id)
-        if not is_decided_here:
+            raffle = _find(self.database.read, raffle_id)
+            if decided or not raffle["drawn_at"]:
+                page = self._complete_draw(raffle)
+        if not decided:
             raise WinnersAlreadyDrawn
         return page
 
-    def _complete_draw(self, raffle_id):
+    def _complete_draw(self, raffle):
         """Store the wins that are missing, mark the raffle as drawn, and return the first page of wins.
 
         Everything follows from the decision. So this can be repeated at any time,
         by several processes at once.
         """
-        raffle = _find(self.database.read, raffle_id)
-        prizes = _prizes(self.database.read, raffle)
+        sequence, prizes = raffle["sequence"], _prizes(self.database.read, raffle)
         amount = draw.amount_of_wins(prizes, raffle["issued_tickets"])
-        inputs = [raffle[name] for name in ("secret", "public_randomness", "total_tickets", "issued_tickets")]
+        inputs = [raffle[name] for name in ("id", "secret", "public_randomness", "total_tickets", "issued_tickets")]
         # Computed outside the writing thread, so that nobody waits for it.
-        numbers = draw.winning_numbers(raffle_id, *inputs, amount)
+        numbers = draw.winning_numbers(*inputs, amount)
         positions = (position for position, prize in enumerate(prizes, 1) for _ in range(prize["amount"]))
         wins = zip(numbers, positions)
         for first in range(1, amount + 1, WINS_PER_COMMIT):
-            chunk = list(itertools.islice(wins, WINS_PER_COMMIT))
-            self._write(_insert_missing_wins, raffle["sequence"], first, chunk)
-        return self._write(_finish_draw, raffle_id, amount)
+            # In one statement (measured: under load, plain rows take half as long again).
+            chunk = json.dumps(list(itertools.islice(wins, WINS_PER_COMMIT)))
+            self._execute(
+                """
+                INSERT INTO win (raffle, position, ticket_number, prize)
+                SELECT ?1, ?2 + key, json_extract(value, '$[0]'), json_extract(value, '$[1]')
+                FROM json_each(?3)
+                WHERE NOT EXISTS (SELECT 1 FROM win WHERE raffle = ?1 AND position = ?2 + key)
+                """,
+                (sequence, first, chunk),
+            )
+        # Read before the commit: what is stored must not be answered as a failure.
+        page = _wins(self.database, sequence, MAX_WINS_PER_PAGE, 0)
+        drawn = self._execute(
+            """
+            UPDATE raffle
+            SET drawn_at = coalesce(drawn_at, max(closed_at, ?)), address_key = NULL
+            WHERE sequence = ? AND (SELECT count(*) FROM win WHERE raffle = sequence) = ?
+            RETURNING id
+            """,
+            (_now(), sequence, amount),
+        )
+        if not drawn:
+            raise RuntimeError(f"Raffle {raffle['id']} does not have {amount} wins")
+        return page
 
     def list_winners(self, raffle_id, limit=None, cursor=None):
         """Return a page of wins in the order of the prizes, and the cursor of the next page or None.
@@ -237,20 +276,18 @@ class Storage:
         """
         raffle = _find(self.database.read, raffle_id)
         limit, after = _page(limit, cursor, MAX_WINS_PER_PAGE)
-        return _wins(self.database.read, raffle["sequence"], limit, after) if raffle["drawn_at"] else ([], None)
+        return _wins(self.database, raffle["sequence"], limit, after) if raffle["drawn_at"] else ([], None)
 
     def verify_ticket(self, raffle_id, ticket_number, verification_code):
         """Return as a dict whether the ticket has won, its prize, and when that was redeemed.
 
         ticket_number: 1 to MAX_TICKETS. verification_code: as `issue_ticket`
-        returned it, or as people type, paste and scan it: see `_canonical`. Its
-        hash is compared in constant time.
+        returned it, or as people type, paste and scan it: see `_hash_code`.
         Raises RaffleNotFound, WinnersNotDrawn, InvalidVerificationCode.
         """
         raffle = _find(self.database.read, raffle_id)
         if not raffle["drawn_at"]:
             raise WinnersNotDrawn
-        code = _canonical(verification_code)
         for salt, iterations, code_hash, prize, redeemed_at in self.database.read(
             """
             SELECT ticket.salt, ticket.iterations, ticket.code_hash, prize.name, win.redeemed_at
@@ -261,46 +298,49 @@ class Storage:
             """,
             (raffle["sequence"], ticket_number),
         ):
-            # PBKDF2 hashes a code and the same code padded with NULs alike.
-            if len(code) == CODE_LENGTH and hmac.compare_digest(_hash_code(code, salt, iterations), code_hash):
+            if hmac.compare_digest(_hash_code(verification_code, salt, iterations), code_hash):
                 return {"has_won": prize is not None, "prize": prize, "redeemed_at": redeemed_at}
         raise InvalidVerificationCode
 
     def redeem_prize(self, raffle_id, ticket_number, verification_code):
         """Record that the prize of a ticket is handed out, once, and return as a dict ticket, prize and time.
 
-        Arguments as for `verify_ticket`. Raises what that raises,
-        TicketHasNotWon, PrizeAlreadyRedeemed.
+        Arguments as for `verify_ticket`. Raises what that raises, TicketHasNotWon, PrizeAlreadyRedeemed.
         """
         verdict = self.verify_ticket(raffle_id, ticket_number, verification_code)
         if not verdict["has_won"]:
             raise TicketHasNotWon
         now = _now()
-        if not self._write(_redeem_prize, raffle_id, ticket_number, now):
+        redeemed = self._execute(
+            """
+            UPDATE win
+            SET redeemed_at = ?
+            WHERE raffle = (SELECT sequence FROM raffle WHERE id = ?) AND ticket_number = ? AND redeemed_at IS NULL
+            RETURNING position
+            """,
+            (now, raffle_id, ticket_number),
+        )
+        if not redeemed:
             raise PrizeAlreadyRedeemed(self.verify_ticket(raffle_id, ticket_number, verification_code)["redeemed_at"])
         return {"ticket_number": ticket_number, "prize": verdict["prize"], "redeemed_at": now}
 
 
-# What is read in several places, by execute(): that of a connection in a transaction, or Database.read.
-
-
 def _rows(execute, condition, *values):
-    """Return rows of the table of raffles. condition: SQL that selects them."""
-    rows = execute(
+    """Return rows of raffles. execute: Database.read, or that of a connection. condition: SQL that selects them."""
+    return execute(
         f"""
         SELECT sequence, id, name, total_tickets, issued_tickets, randomness_source, secret, draw_commitment,
             address_key, created_at, closed_at, public_randomness, drawn_at
         FROM raffle
-        {condition}
+        WHERE {condition}
         """,
         values,
     )
-    return list(rows)
 
 
 def _find(execute, raffle_id):
     """Return the row of a raffle. Raises RaffleNotFound."""
-    for row in _rows(execute, "WHERE id = ?", raffle_id):
+    for row in _rows(execute, "id = ?", raffle_id):
         return row
     raise RaffleNotFound
 
@@ -322,31 +362,19 @@ def _body(row, **prizes):
     """Return what anyone may know of a raffle now."""
     is_drawn = row["drawn_at"] is not None
     return {
-        "id": row["id"],
-        "name": row["name"],
-        "total_tickets": row["total_tickets"],
-        "issued_tickets": row["issued_tickets"],
+        **{name: row[name] for name in ("id", "name", "total_tickets", "issued_tickets")},
         "available_tickets": 0 if row["closed_at"] else row["total_tickets"] - row["issued_tickets"],
         "winners_drawn": is_drawn,
         **prizes,
-        "created_at": row["created_at"],
-        "closed_at": row["closed_at"],
-        "drawn_at": row["drawn_at"],
+        **{name: row[name] for name in ("created_at", "closed_at", "drawn_at")},
         "algorithm": draw.ALGORITHM,
-        "draw_commitment": row["draw_commitment"],
-        "randomness_source": row["randomness_source"],
-        "public_randomness": row["public_randomness"],
+        **{name: row[name] for name in ("draw_commitment", "randomness_source", "public_randomness")},
         "secret": row["secret"].hex() if is_drawn else None,
     }
 
 
-def _raffle(execute, raffle_id):
-    row = _find(execute, raffle_id)
-    return _body(row, prizes=_prizes(execute, row))
-
-
-def _wins(execute, sequence, limit, after):
-    rows = execute(
+def _wins(database, sequence, limit, after):
+    rows = database.read(
         """
         SELECT win.position, win.ticket_number, prize.name AS prize, win.redeemed_at
         FROM win
@@ -362,29 +390,31 @@ def _wins(execute, sequence, limit, after):
     return wins[:limit], positions[limit - 1] if len(wins) > limit else None
 
 
-# Actions of the writing thread: see Database.write.
-
-
-def _insert_raffle(db, name, total_tickets, prizes, randomness_source):
-    raffle_id, secret = str(uuid.uuid4()), secrets.token_bytes(32)
-    commitment = hashlib.sha256(secret).hexdigest()
-    sequence = db.execute(
-        """
-        INSERT INTO raffle
-            (id, name, total_tickets, randomness_source, secret, draw_commitment, address_key, created_at)
-        VALUES (?, ?, ?, ?, ?, ?, ?, ?)
-        """,
-        (raffle_id, name, total_tickets, randomness_source, secret, commitment, secrets.token_bytes(32), _now()),
-    ).lastrowid
-    db.executemany(
-        """
-        INSERT INTO prize (raffle, position, name, amount)
-        VALUES (?, ?, ?, ?)
-        """,
-        ((sequence, position, prize["name"], prize["amount"]) for position, prize in enumerate(prizes, 1)),
-    )
-    # Read before the commit: what is stored must not be answered as a failure.
-    return _raffle(db.execute, raffle_id)
+def _insert_raffles(db, _, requests):
+    """Store a raffle for each request: (name, total_tickets, prizes, randomness_source); its outcome is the raffle."""
+    raffles = []
+    for name, total_tickets, prizes, source in requests:
+        raffle_id, secret, address_key = str(uuid.uuid4()), secrets.token_bytes(32), secrets.token_bytes(32)
+        commitment = hashlib.sha256(secret).hexdigest()
+        sequence = db.execute(
+            """
+            INSERT INTO raffle
+                (id, name, total_tickets, randomness_source, secret, draw_commitment, address_key, created_at)
+            VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+            """,
+            (raffle_id, name, total_tickets, source, secret, commitment, address_key, _now()),
+        ).lastrowid
+        db.executemany(
+            """
+            INSERT INTO prize (raffle, position, name, amount)
+            VALUES (?, ?, ?, ?)
+            """,
+            ((sequence, position, prize["name"], prize["amount"]) for position, prize in enumerate(prizes, 1)),
+        )
+        # Read before the commit: what is stored must not be answered as a failure.
+        raffle = _find(db.execute, raffle_id)
+        raffles.append(_body(raffle, prizes=_prizes(db.execute, raffle)))
+    return raffles
 
 
 def _issue_tickets(db, raffle_id, requests):
@@ -399,17 +429,15 @@ def _issue_tickets(db, raffle_id, requests):
     sequence, total, place = raffle["sequence"], raffle["total_tickets"], raffle["issued_tickets"]
     participants = [_participant(raffle, address) for address, *_ in requests]
     marks = ", ".join("?" * len(participants))
-    holders = {
-        participant
-        for (participant,) in db.execute(
-            f"""
-            SELECT participant
-            FROM ticket
-            WHERE raffle = ? AND participant IN ({marks})
-            """,
-            (sequence, *participants),
-        )
-    }
+    rows = db.execute(
+        f"""
+        SELECT participant
+        FROM ticket
+        WHERE raffle = ? AND participant IN ({marks})
+        """,
+        (sequence, *participants),
+    )
+    holders = {participant for (participant,) in rows}
     key, outcomes, tickets = draw.deal_key(raffle_id, raffle["secret"]), [], []
     for participant, (_, *code) in zip(participants, requests):
         if place == total:
@@ -440,89 +468,6 @@ def _issue_tickets(db, raffle_id, requests):
     return outcomes
 
 
-def _close_raffle(db, raffle_id):
-    closed = db.execute(
-        """
-        UPDATE raffle
-        SET closed_at = max(created_at, ?)
-        WHERE id = ? AND closed_at IS NULL
-        """,
-        (_now(), raffle_id),
-    )
-    return _raffle(db.execute, raffle_id) if closed.rowcount else RaffleAlreadyClosed()
-
-
-def _decide_draw(db, raffle_id, public_randomness):
-    """Store what decides the draw; return whether it was not decided before."""
-    raffle = _find(db.execute, raffle_id)
-    if raffle["public_randomness"] is not None:
-        return False
-    if not raffle["closed_at"]:
-        return TicketsStillAvailable()
-    if raffle["randomness_source"] and not public_randomness:
-        return RandomnessRequired(raffle["randomness_source"])
-    db.execute(
-        """
-        UPDATE raffle
-        SET public_randomness = ?
-        WHERE id = ?
-        """,
-        (public_randomness or draw.MADE_BY_SERVER + secrets.token_hex(32), raffle_id),
-    )
-    return True
-
-
-def _insert_missing_wins(db, sequence, first, wins):
-    """Store wins from the position `first` on: (ticket number, position of the prize)."""
-    # As JSON, in one statement (measured: under load, plain rows take half as long again).
-    db.execute(
-        """
-        INSERT INTO win (raffle, position, ticket_number, prize)
-        SELECT ?, ? + key, json_extract(value, '$[0]'), json_extract(value, '$[1]')
-        FROM json_each(?)
-        WHERE NOT EXISTS (SELECT 1 FROM win WHERE raffle = ? AND position = ? + key)
-        """,
-        (sequence, first, json.dumps(wins), sequence, first),
-    )
-
-
-def _finish_draw(db, raffle_id, amount):
-    """Mark a raffle as drawn if all its wins are stored, and return their first page."""
-    sequence = _find(db.execute, raffle_id)["sequence"]
-    [(stored,)] = db.execute(
-        """
-        SELECT count(*)
-        FROM win
-        WHERE raffle = ?
-        """,
-        (sequence,),
-    )
-    if stored != amount:
-        return RuntimeError(f"Raffle {raffle_id} has {stored} wins instead of {amount}")
-    db.execute(
-        """
-        UPDATE raffle
-        SET drawn_at = max(closed_at, ?), address_key = NULL
-        WHERE sequence = ? AND drawn_at IS NULL
-        """,
-        (_now(), sequence),
-    )
-    return _wins(db.execute, sequence, MAX_WINS_PER_PAGE, 0)
-
-
-def _redeem_prize(db, raffle_id, ticket_number, now):
-    """Store that a prize is redeemed; return whether it was not redeemed before."""
-    redeemed = db.execute(
-        """
-        UPDATE win
-        SET redeemed_at = ?
-        WHERE raffle = (SELECT sequence FROM raffle WHERE id = ?) AND ticket_number = ? AND redeemed_at IS NULL
-        """,
-        (now, raffle_id, ticket_number),
-    )
-    return redeemed.rowcount == 1
-
-
 def _now():
     return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
@@ -541,20 +486,15 @@ def _participant(raffle, address):
     return hmac.digest(raffle["address_key"], address, "sha256")[:16]
 
 
-def _code(secret):
-    text = base64.b32encode(secret).decode().translate(FROM_RFC_4648)
-    return "-".join(text[start : start + 4] for start in range(0, CODE_LENGTH, 4))
-
-
-def _canonical(code):
-    """Return a code as it is hashed: without spaces, dashes and the invisible, in upper case, O as 0, I and L as 1."""
-    kept = (c for c in unicodedata.normalize("NFKC", code) if unicodedata.category(c) not in UNSEEN and c != "\u2212")
-    return "".join(kept).upper().translate(LOOK_ALIKES)
-
-
-def _derive(key, salt):
-    return hmac.digest(key.encode(), b"verification code" + salt, "sha256")[:CODE_BYTES]
+def _code(key, salt):
+    """Return a random code, or the one that is derived from a key and the salt."""
+    derived = key and hmac.digest(key.encode(), b"verification code" + salt, "sha256")
+    text = base64.b32encode(derived[:CODE_BYTES] if key else secrets.token_bytes(CODE_BYTES)).decode()
+    return "-".join(text[start : start + 4] for start in range(0, len(text), 4)).translate(CROCKFORD)
 
 
 def _hash_code(code, salt, iterations):
-    return hashlib.pbkdf2_hmac("sha256", code.encode("utf-8", "replace"), salt, iterations)
+    """Return the hash of a code without spaces, dashes and the invisible, in upper case, O read as 0, I and L as 1."""
+    kept = (c for c in unicodedata.normalize("NFKC", code) if unicodedata.category(c) not in UNSEEN and c != "\u2212")
+    canonical = "".join(kept).upper().translate(LOOK_ALIKES)
+    return hashlib.pbkdf2_hmac("sha256", canonical.encode("utf-8", "replace"), salt, iterations)

@@ -4,12 +4,10 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
-from contextlib import ExitStack
 from functools import partial
 
 import pytest
-from helpers import ROOT, Crowd, assert_kept, at_once, query, wait_for
+from helpers import Crowd, assert_kept, at_once, query, wait_for
 
 from draw import check_draw
 
@@ -32,8 +30,6 @@ storage.WINS_PER_COMMIT, numbers = 10, draw.winning_numbers
 draw.winning_numbers = lambda *inputs: (n if i < 25 else os.kill(os.getpid(), 9) for i, n in enumerate(numbers(*inputs)))
 raffle.main()
 """
-# Opens the databases whose paths it reads.
-OPENER = "import storage, sys; [print(storage.Storage(line.strip()) and 'open', flush=True) for line in sys.stdin]"
 CHANGES = ("mv {0} elsewhere", "rm {0}", "cp {0} other && mv other {0}")
 
 
@@ -119,17 +115,6 @@ def test_the_sqlite3_shell_corrects_a_name_and_makes_copies_while_tickets_are_is
         assert_kept(copy, [*before, (None, ticket)])
 
 
-def test_several_servers_may_create_a_database_at_the_same_instant(tmp_path):
-    command, pipe = [sys.executable, "-c", OPENER], subprocess.PIPE
-    with ExitStack() as stack:
-        start = partial(subprocess.Popen, command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True, bufsize=1)
-        openers = [stack.enter_context(start()) for _ in range(4)]
-        for number in range(60):
-            for opener in openers:
-                opener.stdin.write(f"{tmp_path}/{number}.db\n")
-            assert [opener.stdout.readline() for opener in openers] == ["open\n"] * 4
-
-
 def test_two_servers_on_one_file_sell_out_a_raffle_without_issuing_a_number_twice(servers, database):
     raffle, crowds = servers[0].create(1_000), [Crowd(), Crowd(first=10_000)]
     path, addresses = f"{raffle}participate/", [f"127.9.0.{n}" for n in range(1, 11)]
@@ -192,7 +177,7 @@ def test_no_ticket_is_issued_while_the_files_are_not_the_servers_own(serve, tmp_
                 late.wait_for(lambda late=late: sum(late.statuses.values()) >= 20)
         assert set(late.statuses) == {503}, change
         assert server.request("GET", "/health")[0] == 503, change
-        assert server.log.read_text().count("ERROR Writes fail") == number, change
+        assert server.log.read_text().count("WARNING Writes fail") == number, change
         for file in (database, wal):
             file.unlink(missing_ok=True)
             os.link(f"{file}.own", file)
