@@ -277,7 +277,7 @@ def _print_remarks(raffle, saved):
         print("- that the raffle showed the same tickets, prizes and source before the draw, and this commitment:")
         print(f"  {raffle['draw_commitment']}")
     if not any(earlier["closed_at"] for earlier in early):
-        print(f"- that {raffle['issued_tickets']} tickets were issued when the raffle was closed (issued_tickets)")
+        print(f"- that issued_tickets was {raffle['issued_tickets']} when the raffle was closed")
     if randomness.startswith(MADE_BY_SERVER):
         print("- that the server did not choose this randomness, because no public randomness was used:")
     elif source:

@@ -1,7 +1,6 @@
 """The raffle as a REST service: the Bottle application with its settings, input rules and routes, and the command line.
 
 In this order: errors, settings, the client, the request, the response, routes, the application, the command line.
-The rules of a raffle and their SQL are in storage.py, the server is in server.py.
 """
 
 import argparse
@@ -21,7 +20,6 @@ import server
 import storage
 
 VERSION = "1.0"
-
 MAX_BODY = 2**20  # bytes
 MAX_TICKET_BODY = 4 * 2**10  # bytes
 MAX_NAME = 200  # characters
@@ -115,22 +113,21 @@ def _integer(lowest, highest, text):
 
 # name: (function that reads its text, default, meaning)
 SETTINGS = {
-    "MANAGER_IPS": (_networks, None, "Addresses or networks of managers, comma-separated. Unset: no managers."),
-    "RAFFLE_DATABASE": (_path, "raffle.db", "Path of the SQLite file. Created if missing, readable by its owner only."),
-    "RAFFLE_LISTEN": (_listen, "127.0.0.1:8080", "Address and port; [::1]:8080 for IPv6. Port 0 picks a free one."),
+    "MANAGER_IPS": (_networks, None, "Managers' addresses or networks, comma-separated."),
+    "RAFFLE_DATABASE": (_path, "raffle.db", "Path of the SQLite file, which is created if missing."),
+    "RAFFLE_LISTEN": (_listen, "127.0.0.1:8080", "Address and port; [::1]:8080 for IPv6. Port 0 picks one."),
     "RAFFLE_THREADS": (partial(_integer, 1, 200), "64", "Requests handled at once."),
-    "RAFFLE_TRUSTED_PROXIES": (_networks, None, "Addresses or networks of proxies whose X-Forwarded-For is trusted."),
+    "RAFFLE_TRUSTED_PROXIES": (_networks, None, "Proxies whose X-Forwarded-For is trusted."),
     "RAFFLE_HOSTS": (_hosts, None, "Host names this server answers to; any other gets 421. Unset: all."),
     "RAFFLE_IPV6_PREFIX": (partial(_integer, 1, 128), "128", "Bits that identify an IPv6 client. On the internet: 64."),
 }
 
 
 def client_address():
-    """Return the address that the request comes from, an IPv4-mapped IPv6 address as its IPv4.
+    """Return the address that the request comes from. Raises Refused 400.
 
     It is REMOTE_ADDR, or what trusted proxies say in X-Forwarded-For: from its
     right end, the first address that is not a trusted proxy's, or the leftmost.
-    Raises Refused 400.
     """
     proxies, forwarded = request.app.settings["RAFFLE_TRUSTED_PROXIES"], request.environ.get("HTTP_X_FORWARDED_FOR")
     entries = [] if forwarded is None else forwarded.split(",")
@@ -153,7 +150,7 @@ def client_address():
 
 def _address(text):
     address = ipaddress.ip_address(text)
-    # Its bytes leave out the zone of fe80::1%eth0.
+    # An IPv4-mapped IPv6 address is its IPv4, and the bytes leave out the zone of fe80::1%eth0.
     return getattr(address, "ipv4_mapped", None) or ipaddress.ip_address(address.packed)
 
 
@@ -176,19 +173,6 @@ def participant():
     return (int(address) >> host_bits << host_bits).to_bytes(len(address.packed), "big")
 
 
-def refuse_cross_site():
-    """Raise Refused 403 if a browser sends this request on behalf of another site's page (CSRF).
-
-    The rule is that of Go 1.25's net/http.CrossOriginProtection; clients other than browsers send neither header.
-    """
-    # Not request.get_header(), which fails at a header that is not UTF-8.
-    site, origin, host = (request.environ.get(f"HTTP_{name}", "") for name in ("SEC_FETCH_SITE", "ORIGIN", "HOST"))
-    same_origin = origin.partition("://")[2].lower() == host.lower()
-    allowed = site in ("same-origin", "none") if site else same_origin or not origin
-    if request.method not in ("GET", "HEAD", "OPTIONS") and not allowed:
-        raise Refused(403, "Cross-origin requests are not allowed", "cross-origin")
-
-
 def json_object(max_length=MAX_BODY):
     """Return the request's body, one JSON object of up to `max_length` bytes. Raises Refused 415, 413, 400."""
     if request.content_type.partition(";")[0].strip() != "application/json":
@@ -197,8 +181,7 @@ def json_object(max_length=MAX_BODY):
         raise Refused(413, f"The body must not be longer than {max_length} bytes")
     body = request.environ["wsgi.input"].read(max(0, request.content_length))
     try:
-        # NaN and Infinity are not JSON: no integer either.
-        # Integers of 20 digits are past every bound, and longer ones are slow to read.
+        # NaN and Infinity are not JSON. Integers of 20 digits are past every bound, and longer ones are slow to read.
         hooks = {"parse_constant": int, "parse_int": lambda digits: int(digits[:20])}
         value = json.loads(body.decode("utf-8"), object_pairs_hook=_unique_members, **hooks)
     except (ValueError, RecursionError) as error:
@@ -328,16 +311,9 @@ def send_json(value, content_type="application/json"):
 
 routes = Bottle()
 routes.install(answer_json)
-
-
-@routes.get("/")
-def index():
-    return {"raffles": "/raffles/", "description": "/openapi.json", "health": "/health"}
-
-
-@routes.get("/openapi.json/")
-def openapi():
-    return request.app.description
+routes.get("/", callback=lambda: {"raffles": "/raffles/", "description": "/openapi.json", "health": "/health"})
+routes.get("/openapi.json/", callback=lambda: request.app.description)
+routes.get("/raffles/<raffle_id>/", callback=lambda raffle_id: request.app.storage.get_raffle(raffle_id))
 
 
 @routes.get("/health/")
@@ -366,11 +342,6 @@ def create_raffle():
 @routes.get("/raffles/")
 def list_raffles():
     return linked(*request.app.storage.list_raffles(request.query.get("limit"), request.query.get("cursor")))
-
-
-@routes.get("/raffles/<raffle_id>/")
-def get_raffle(raffle_id):
-    return request.app.storage.get_raffle(raffle_id)
 
 
 @routes.post("/raffles/<raffle_id>/participate/")
@@ -421,12 +392,11 @@ def redeem_prize(raffle_id):
 
 
 def create_app(database=None, manager_ips=None):
-    """Return the WSGI application. What is left out comes from the environment.
+    """Return the WSGI application. What is left out comes from the environment. Raises SettingError.
 
     database: path of the SQLite file. manager_ips: addresses and networks, a
     string as in MANAGER_IPS or a list of strings. `app.close()` ends its thread
     and its connections; so does the end of the process, or of the application.
-    Raises SettingError.
     """
     app = Bottle()
     app.settings = read_settings(RAFFLE_DATABASE=database, MANAGER_IPS=manager_ips)
@@ -458,7 +428,13 @@ def prepare():
     # Probes of /health send an address.
     if hosts and host not in hosts and environ["PATH_INFO"] != "/health/":
         raise Refused(421, "This host name is not served here")
-    refuse_cross_site()
+    # What a browser sends for another site's page (CSRF): the rule is that of Go 1.25's net/http.CrossOriginProtection.
+    # Other clients send neither header.
+    site, origin = environ.get("HTTP_SEC_FETCH_SITE", ""), environ.get("HTTP_ORIGIN", "")
+    same_origin = origin.partition("://")[2].lower() == environ.get("HTTP_HOST", "").lower()
+    allowed = site in ("same-origin", "none") if site else same_origin or not origin
+    if request.method not in ("GET", "HEAD", "OPTIONS") and not allowed:
+        raise Refused(403, "Cross-origin requests are not allowed", "cross-origin")
 
 
 def main():

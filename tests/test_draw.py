@@ -251,7 +251,7 @@ def test_answers_of_a_wrong_form_are_not_checked(drawn):
 
 
 def test_the_program_says_what_it_cannot_check(drawn, tmp_path):
-    issued = "- that 15 tickets were issued when the raffle was closed (issued_tickets)"
+    issued = "- that issued_tickets was 15 when the raffle was closed"
     promise = "- that the raffle showed the same tickets, prizes and source before the draw, and this commitment:"
     decided = {**drawn.closed, "public_randomness": "7 13 21"}  # from then on the server knows the winners
     for remarks, *cases in (
