@@ -108,11 +108,11 @@ class Database:
             self._thread.join()
 
     def _require_own_files(self):
-        """Raise OSError or DatabaseUnavailable unless database and -wal are the files of the first call."""
-        files = [Path(f"{self.path}{end}").stat()[1:3] for end in ("", "-wal")]  # inodes and devices
+        """Raise OSError or DatabaseUnavailable unless the files are those of the first call, with their locks (-shm)."""
+        files = [Path(f"{self.path}{end}").stat()[1:3] for end in ("", "-wal", "-shm")]  # inodes and devices
         self._own_files = self._own_files or files
         if files != self._own_files:
-            raise DatabaseUnavailable(f"{self.path} or its -wal file was replaced")
+            raise DatabaseUnavailable(f"{self.path} or its -wal or -shm file was replaced")
 
     def _write_batches(self):
         while not (self._is_over and self._writes.empty()):

@@ -273,8 +273,8 @@ def _print_remarks(raffle, saved):
     print("This program cannot check:")
     # Once the randomness is decided, the server knows the winners.
     early = [earlier for earlier in saved if earlier["public_randomness"] is None]
-    if not early:
-        print("- that the raffle showed the same tickets, prizes and source before the draw, and this commitment:")
+    if all(earlier["closed_at"] for earlier in early):
+        print("- that the raffle showed the same tickets, prizes and source before the close, and this commitment:")
         print(f"  {raffle['draw_commitment']}")
     if not any(earlier["closed_at"] for earlier in early):
         print(f"- that issued_tickets was {raffle['issued_tickets']} when the raffle was closed")

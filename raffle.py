@@ -114,7 +114,7 @@ def _integer(lowest, highest, text):
 # name: (function that reads its text, default, meaning)
 SETTINGS = {
     "MANAGER_IPS": (_networks, None, "Managers' addresses or networks, comma-separated."),
-    "RAFFLE_DATABASE": (_path, "raffle.db", "Path of the SQLite file, which is created if missing."),
+    "RAFFLE_DATABASE": (_path, "raffle.db", "Path of the SQLite file, created if missing."),
     "RAFFLE_LISTEN": (_listen, "127.0.0.1:8080", "Address and port; [::1]:8080 for IPv6. Port 0 picks one."),
     "RAFFLE_THREADS": (partial(_integer, 1, 200), "64", "Requests handled at once."),
     "RAFFLE_TRUSTED_PROXIES": (_networks, None, "Proxies whose X-Forwarded-For is trusted."),

@@ -252,12 +252,14 @@ def test_answers_of_a_wrong_form_are_not_checked(drawn):
 
 def test_the_program_says_what_it_cannot_check(drawn, tmp_path):
     issued = "- that issued_tickets was 15 when the raffle was closed"
-    promise = "- that the raffle showed the same tickets, prizes and source before the draw, and this commitment:"
+    promise = "- that the raffle showed the same tickets, prizes and source before the close, and this commitment:"
+    commitment = f"  {drawn.raffle['draw_commitment']}"
     decided = {**drawn.closed, "public_randomness": "7 13 21"}  # from then on the server knows the winners
     for remarks, *cases in (
-        ([promise, f"  {drawn.raffle['draw_commitment']}", issued], [], [drawn.raffle], [decided]),
+        ([promise, commitment, issued], [], [drawn.raffle], [decided]),
+        ([promise, commitment], [drawn.closed]),
         ([issued], [drawn.open], [drawn.open, drawn.raffle]),
-        ([], [drawn.closed], [drawn.closed, drawn.open]),
+        ([], [drawn.closed, drawn.open]),
     ):
         for before in cases:
             status, lines = check(tmp_path, drawn.raffle, drawn.wins, before=before)

@@ -165,10 +165,10 @@ def test_a_server_knows_what_another_has_closed_and_goes_on_when_that_stops(serv
 
 def test_no_ticket_is_issued_while_the_files_are_not_the_servers_own(serve, tmp_path, database):
     server, crowd = serve(), Crowd()
-    raffle, wal = server.create(), database.with_name("raffle.db-wal")
-    for file in (database, wal):
+    raffle, files = server.create(), [database.with_name(f"raffle.db{end}") for end in ("", "-wal", "-shm")]
+    for file in files:
         os.link(file, f"{file}.own")
-    for number, change in enumerate([change.format(file) for change in CHANGES for file in (database, wal)], 1):
+    for number, change in enumerate([change.format(file) for change in CHANGES for file in files], 1):
         late = Crowd(first=10_000 * number)
         with crowd.asking(server, raffle):
             crowd.wait_for_tickets(20)
@@ -178,13 +178,13 @@ def test_no_ticket_is_issued_while_the_files_are_not_the_servers_own(serve, tmp_
         assert set(late.statuses) == {503}, change
         assert server.request("GET", "/health")[0] == 503, change
         assert server.log.read_text().count("WARNING Writes fail") == number, change
-        for file in (database, wal):
+        for file in files:
             file.unlink(missing_ok=True)
             os.link(f"{file}.own", file)
         assert server.request("GET", "/health")[0] == 200, change
     assert set(crowd.statuses) == {201, 503}
     # The server still has it open.
-    wal.unlink()
+    files[1].unlink()
     assert server.stop() == 0
     assert_kept(database, crowd.tickets)
 

@@ -48,9 +48,9 @@ def test_the_curl_session_goes_as_it_is_printed(serve, tmp_path):
         ["bash", "-euc", script], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True
     )
     assert [masked(output) for output in done.stdout.split("----\n")[:-1]] == [masked(output) for _, output in steps]
-    before = re.search(r"`(curl \$raffle/ > before\.json)`", README)[1]
-    check = re.search(r"`(python3 draw\.py \$raffle/ --before before\.json)`", README)[1]
-    script += f"{before}\n{check.replace('draw.py', str(ROOT / 'draw.py'))}\n"
+    save = re.search(r"`(curl \$raffle/ > 1\.json)`", README)[1]
+    check = re.search(r"`(python3 draw\.py \$raffle/ --before 1\.json 2\.json)`", README)[1]
+    script += f"{save}\n{save.replace('1', '2')}\n{check.replace('draw.py', str(ROOT / 'draw.py'))}\n"
     done = subprocess.run(
         ["bash", "-euc", script], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True
     )
