@@ -58,9 +58,9 @@ class Database:
             _prepare(self.path, schema)
             self._writer = _connect(self.path, "rw")
             self._writer.executescript(schema + PRAGMAS)
-            # All are opened now, so that none opens another file later.
             for _ in range(READERS):
-                self._readers.put(_connect(self.path, "ro"))
+                self._readers.put(reader := _connect(self.path, "ro"))
+                reader.execute(IDENTITY)  # opens the -wal file now, so that it is not another one later
             self._require_own_files()
         except (OSError, sqlite3.Error) as error:
             raise DatabaseRefused(f"{self.path} cannot be opened: {getattr(error, 'strerror', error)}") from error
@@ -162,7 +162,7 @@ class Database:
 
     def _note(self, failure):
         """Log that writes fail, once until one succeeds: then the failure is None."""
-        if self._is_failing != bool(failure):
+        if self._is_failing != bool(failure) or "until a restart" in str(failure):
             self._is_failing = bool(failure)
             log.warning("Writes %s", f"fail: {failure}" if failure else "succeed again")
             # Only the first write waits for another program's lock: the next ones would occupy every thread.
@@ -177,16 +177,17 @@ def _prepare(path, schema):
     # SQLite would delete the -wal file of a database that is missing, with all it holds.
     if wal.exists() and wal.stat().st_size and not (path.exists() and path.stat().st_size):
         raise DatabaseRefused(f"{wal} holds commits, but {path} is missing or empty: put it back")
-    if not os.access(path.parent, os.W_OK, effective_ids=True):
-        user, owner = os.geteuid(), path.parent.stat().st_uid
-        raise DatabaseRefused(f"{path.parent} cannot be written by user {user}: it belongs to user {owner}")
+    for place in filter(Path.exists, (path.parent, path)):
+        if not os.access(place, os.W_OK, effective_ids=True):
+            user, owner = os.geteuid(), place.stat().st_uid
+            raise DatabaseRefused(f"{place} cannot be written by user {user}: it belongs to user {owner}")
     path.touch(0o600)
     with closing(sqlite3.connect(":memory:")) as model:
         application, needed = model.executescript(schema).execute(IDENTITY).fetchone()
     with closing(_connect(path, "rw")) as connection:
-        found, version = connection.execute(IDENTITY).fetchone()
-    if path.stat().st_size and found != application:
-        raise DatabaseRefused(f"{path} was made by another program")
+        found, version = connection.executescript("BEGIN IMMEDIATE").execute(IDENTITY).fetchone()
+        if path.stat().st_size and found != application:
+            raise DatabaseRefused(f"{path} was made by another program")
     if found and version != needed:
         raise DatabaseRefused(f"{path} has version {version}, but this program needs version {needed}")
 
@@ -196,5 +197,4 @@ def _connect(path, mode):
     # Transactions begin where the code says so. One thread at a time uses a connection, but not always the same.
     connection = sqlite3.connect(uri, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False, uri=True)
     connection.row_factory = sqlite3.Row
-    connection.execute(IDENTITY)  # opens the -wal file, too
     return connection

@@ -118,7 +118,7 @@ SETTINGS = {
     "RAFFLE_LISTEN": (_listen, "127.0.0.1:8080", "Address and port; [::1]:8080 for IPv6. Port 0 picks one."),
     "RAFFLE_THREADS": (partial(_integer, 1, 200), "64", "Requests handled at once."),
     "RAFFLE_TRUSTED_PROXIES": (_networks, None, "Proxies whose X-Forwarded-For is trusted."),
-    "RAFFLE_HOSTS": (_hosts, None, "Host names this server answers to; any other gets 421. Unset: all."),
+    "RAFFLE_HOSTS": (_hosts, None, "Host names to answer to; others get 421 (not /health). Unset: all."),
     "RAFFLE_IPV6_PREFIX": (partial(_integer, 1, 128), "128", "Bits that identify an IPv6 client. On the internet: 64."),
 }
 

@@ -124,8 +124,7 @@ class Storage:
         limit, before = _page(limit, cursor, MAX_RAFFLES_PER_PAGE)
         latest = "sequence < ? ORDER BY sequence DESC LIMIT ?"
         rows = _rows(self.database.read, latest, before or 2**63 - 1, limit + 1)
-        raffles = [_body(row) for row in rows[:limit]]
-        return raffles, rows[limit - 1]["sequence"] if len(rows) > limit else None
+        return [_body(row) for row in rows[:limit]], rows[limit - 1]["sequence"] if len(rows) > limit else None
 
     def get_raffle(self, raffle_id):
         """Return a raffle as a dict, its prizes in the manager's order. Raises RaffleNotFound."""
@@ -206,11 +205,12 @@ class Storage:
         TicketsStillAvailable, RandomnessRequired.
         """
         raffle = _find(self.database.read, raffle_id)
+        if raffle["drawn_at"]:
+            raise WinnersAlreadyDrawn
         if not raffle["closed_at"]:
             raise TicketsStillAvailable
-        source = raffle["randomness_source"]
-        if source and not public_randomness and not raffle["public_randomness"]:
-            raise RandomnessRequired(source)
+        if raffle["randomness_source"] and not (public_randomness or raffle["public_randomness"]):
+            raise RandomnessRequired(raffle["randomness_source"])
         decided = self._execute(
             """
             UPDATE raffle
