@@ -246,11 +246,11 @@ class Storage:
             self._execute(
                 """
                 INSERT INTO win (raffle, position, ticket_number, prize)
-                SELECT ?1, ?2 + key, json_extract(value, '$[0]'), json_extract(value, '$[1]')
-                FROM json_each(?3)
-                WHERE NOT EXISTS (SELECT 1 FROM win WHERE raffle = ?1 AND position = ?2 + key)
+                SELECT ?, ? + key, json_extract(value, '$[0]'), json_extract(value, '$[1]')
+                FROM json_each(?)
+                WHERE NOT EXISTS (SELECT 1 FROM win WHERE raffle = ? AND position = ? + key)
                 """,
-                (sequence, first, chunk),
+                (sequence, first, chunk, sequence, first),
             )
         # Read before the commit: what is stored must not be answered as a failure.
         page = _wins(self.database, sequence, MAX_WINS_PER_PAGE, 0)
