@@ -69,7 +69,7 @@ class Database:
 
     def read(self, sql, values=()):
         """Return the rows of a statement as a list of sqlite3.Row. Raises DatabaseUnavailable."""
-        if self._is_over:
+        if self._is_over:  # else those who read could keep a connection from the close for ever
             raise DatabaseUnavailable
         reader = self._readers.get()
         try:

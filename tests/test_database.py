@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import resource
 import sqlite3
 import subprocess
 import sys
@@ -70,7 +71,7 @@ def together(db, *writes, last=lambda: None):
         occupied = pool.submit(db.write, occupy, None)
         wait_for(lambda: begun)
         answers = [pool.submit(lambda *write: begun.append(write) or db.write(*write), *write) for write in writes]
-    assert occupied.result() is None
+    assert occupied.exception() or occupied.result() is None
     return [answer.exception() or answer.result() for answer in answers]
 
 
@@ -124,6 +125,18 @@ def test_a_lock_is_logged_once_and_waited_for_once_until_a_write_succeeds(open_d
             assert all(is_unavailable(db.write, add, None, 1) for _ in range(3))
         assert [timeout(), timeout()] == [0, 50]
     assert caplog.messages == ["Writes fail: database is locked", "Writes succeed again"] * 2
+
+
+def test_what_waits_behind_a_commit_that_fails_is_not_run(db):
+    connection, limits = db.write(lambda connection, *_: [connection], None), resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def set_limit(*limit):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (*limit, limits[1])[:2])
+        return connection.execute("INSERT INTO item (value) VALUES (?)", (str(limit),)) and [None]
+
+    outcomes = together(db, *[(lambda *_: set_limit(*limits), key) for key in "ab"], last=lambda: set_limit(1) and None)
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [type(outcome) for outcome in outcomes] == [DatabaseUnavailable] * 2
 
 
 def test_readers_cannot_write(db):
