@@ -108,8 +108,8 @@ class Database:
             self._thread.join()
 
     def _require_own_files(self):
-        """Raise OSError or DatabaseUnavailable unless the files are those of the first call, with their locks (-shm)."""
-        files = [Path(f"{self.path}{end}").stat()[1:3] for end in ("", "-wal", "-shm")]  # inodes and devices
+        """Raise OSError or DatabaseUnavailable unless the files are those of the first call."""
+        files = [Path(f"{self.path}{end}").stat()[1:3] for end in ("", "-wal", "-shm")]  # inode, device
         self._own_files = self._own_files or files
         if files != self._own_files:
             raise DatabaseUnavailable(f"{self.path} or its -wal or -shm file was replaced")
@@ -137,8 +137,7 @@ class Database:
             self._require_own_files()
             is_committing = True
             self._writer.execute("COMMIT")
-            # Once more, before anything is acknowledged.
-            self._require_own_files()
+            self._require_own_files()  # once more, before anything is acknowledged
             self._note(None)
         except BaseException as error:  # whatever it is, nobody may wait for ever
             with suppress(sqlite3.Error):  # SQLite may have rolled back already
@@ -147,11 +146,12 @@ class Database:
             is_of_file = isinstance(error, (OSError, sqlite3.OperationalError, DatabaseUnavailable))
             # Other errors are those of a program, for the caller to log.
             if is_of_file or self._is_over or type(error) is sqlite3.DatabaseError:
-                self._note(f"{error}, until a restart" if is_lost else error)
+                self._note(error)
                 error = DatabaseUnavailable()
             outcomes = itertools.repeat(error)
             if is_lost:
                 # The next sync may succeed without what this one lost: https://wiki.postgresql.org/wiki/Fsync_Errors
+                log.error("A commit has failed: the database is unavailable until a restart")
                 self._writer.close()
                 self.close()
             elif len(groups) > 1 and not (is_committing and is_of_file):
@@ -162,7 +162,7 @@ class Database:
 
     def _note(self, failure):
         """Log that writes fail, once until one succeeds: then the failure is None."""
-        if self._is_failing != bool(failure) or "until a restart" in str(failure):
+        if self._is_failing != bool(failure):
             self._is_failing = bool(failure)
             log.warning("Writes %s", f"fail: {failure}" if failure else "succeed again")
             # Only the first write waits for another program's lock: the next ones would occupy every thread.

@@ -101,7 +101,7 @@ class Storage:
         self._execute("SELECT 1")
 
     def _execute(self, sql, values=()):
-        """Run one statement in a write transaction of its own or shared with others; return its rows after the commit."""
+        """Run one statement in a write transaction, perhaps with others; return its rows after the commit."""
         return self.database.write(lambda db, *_: [db.execute(sql, values).fetchall()], None)
 
     def create_raffle(self, name, total_tickets, prizes, randomness_source=None):

@@ -125,7 +125,7 @@ def test_after_a_commit_that_has_failed_nothing_is_answered_until_a_restart(serv
     resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, unlimited)
     for method, path in (("POST", f"{raffle}participate/"), ("GET", raffle), ("GET", "/health")):
         assert server.request(method, path, source="127.200.0.1")[0] == 503, path
-    assert server.log.read_text().count("Writes fail: disk I/O error, until a restart") == 1
+    assert server.log.read_text().count("unavailable until a restart") == 1
     assert server.stop() == 0
     with crowd.asking(serve(), raffle):
         crowd.wait_for_tickets(20)
@@ -196,7 +196,7 @@ raffle.main()
 
 
 def start_draw(serve, amount, statement, n, action):
-    """Have a draw do something at its n-th statement of a kind; return server, raffle, a ticket and the status or None."""
+    """Have a draw do something at its n-th statement of a kind; return server, raffle, a ticket and status or None."""
     server = serve(program=("-c", INTERRUPTED.format(statement=statement, n=n, action=action)))
     prizes = [{"name": "Pen", "amount": amount - 1}, {"name": "Book", "amount": 1}]
     raffle, [(_, ticket), *_] = server.create_sold_out(amount, prizes)

@@ -27,7 +27,7 @@ SHARING = "import database, storage, raffle; database.BUSY_TIMEOUT = 60; storage
 KILLED_IN_THE_DRAW = """
 import os, draw, raffle, storage
 storage.WINS_PER_COMMIT, numbers = 10, draw.winning_numbers
-draw.winning_numbers = lambda *inputs: (n if i < 25 else os.kill(os.getpid(), 9) for i, n in enumerate(numbers(*inputs)))
+draw.winning_numbers = lambda *inputs: (n if i < 25 else os._exit(9) for i, n in enumerate(numbers(*inputs)))
 raffle.main()
 """
 CHANGES = ("mv {0} elsewhere", "rm {0}", "cp {0} other && mv other {0}")
