@@ -54,6 +54,9 @@ class Database:
         self._readers = queue.SimpleQueue()
         self._gate = threading.Lock()  # nothing is put behind the None
         self._is_over = self._is_failing = self._own_files = False
+        self._process = os.getpid()
+        self._has_warned_of_fork = False
+        self.has_lost_commit = False  # a commit failed for good: only a restart helps
         try:
             _prepare(self.path, schema)
             self._writer = _connect(self.path, "rw")
@@ -69,6 +72,7 @@ class Database:
 
     def read(self, sql, values=()):
         """Return the rows of a statement as a list of sqlite3.Row. Raises DatabaseUnavailable."""
+        self._require_own_process()
         if self._is_over:  # else those who read could keep a connection from the close for ever
             raise DatabaseUnavailable
         reader = self._readers.get()
@@ -89,6 +93,7 @@ class Database:
         returns the list of their outcomes, with an exception for a refusal.
         Raises that exception, the one that the action raises, or DatabaseUnavailable.
         """
+        self._require_own_process()
         reply = queue.SimpleQueue()
         with self._gate:
             if self._is_over:
@@ -99,13 +104,39 @@ class Database:
             raise outcome
         return outcome
 
+    def require_writable(self):
+        """Raise DatabaseUnavailable unless a transaction commits: one that writes, if writes have failed.
+
+        An empty transaction succeeds on a full disk, too.
+        """
+        self.write(_rewrite_version if self._is_failing else _write_nothing, None)
+
     def close(self):
         """Finish what is waiting, then end the thread and close every connection."""
+        if os.getpid() != self._process:
+            return
         with self._gate:
             self._is_over = True
             self._writes.put(None)
         if threading.current_thread() is not self._thread:  # where the garbage collector may close an application
             self._thread.join()
+
+    def _require_own_process(self):
+        """Raise DatabaseUnavailable in a process that was forked after the database was opened.
+
+        It has no thread that writes, and SQLite forbids it to use the connections:
+        https://www.sqlite.org/howtocorrupt.html#_carrying_an_open_database_across_a_fork_.
+        The process id is compared because uWSGI forks without telling Python.
+        """
+        if os.getpid() == self._process:
+            return
+        if not self._has_warned_of_fork:
+            self._has_warned_of_fork = True
+            log.error(
+                "The database was opened before this process was forked: create the application in "
+                "each worker (gunicorn without --preload, uWSGI with --lazy-apps)"
+            )
+        raise DatabaseUnavailable
 
     def _require_own_files(self):
         """Raise OSError or DatabaseUnavailable unless the files are those of the first call."""
@@ -131,6 +162,7 @@ class Database:
         """Run groups of requests with the same action and key in one transaction; if one fails, each in its own."""
         outcomes, is_committing = [], False
         try:
+            changes = self._writer.total_changes
             self._writer.execute("BEGIN IMMEDIATE")
             for (action, key), group in groups.items():
                 outcomes += action(self._writer, key, [request for request, _ in group])
@@ -138,7 +170,9 @@ class Database:
             is_committing = True
             self._writer.execute("COMMIT")
             self._require_own_files()  # once more, before anything is acknowledged
-            self._note(None)
+            # A transaction that wrote nothing does not show that the disk has room again.
+            if self._writer.total_changes > changes or (_rewrite_version, None) in groups:
+                self._note(None)
         except BaseException as error:  # whatever it is, nobody may wait for ever
             with suppress(sqlite3.Error):  # SQLite may have rolled back already
                 self._writer.execute("ROLLBACK")
@@ -154,6 +188,7 @@ class Database:
                 log.error("A commit has failed: the database is unavailable until a restart")
                 self._writer.close()
                 self.close()
+                self.has_lost_commit = True
             elif len(groups) > 1 and not (is_committing and is_of_file):
                 while groups:
                     self._write_groups(dict([groups.popitem()]))
@@ -167,6 +202,17 @@ class Database:
             log.warning("Writes %s", f"fail: {failure}" if failure else "succeed again")
             # Only the first write waits for another program's lock: the next ones would occupy every thread.
             self._writer.execute(f"PRAGMA busy_timeout = {0 if failure else BUSY_TIMEOUT * 1000}")
+
+
+def _write_nothing(connection, _, requests):
+    return requests
+
+
+def _rewrite_version(connection, _, requests):
+    """Set a number in the header to what it is: one page is written."""
+    [(version,)] = connection.execute("PRAGMA user_version").fetchall()
+    connection.execute(f"PRAGMA user_version = {version}")
+    return requests
 
 
 def _prepare(path, schema):

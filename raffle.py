@@ -462,7 +462,13 @@ def main():
         with listener:
             app = create_app()
             # Longer bodies than the application reads, so that it can say what is wrong with them.
-            server.serve(app, listener, app.settings["RAFFLE_THREADS"], max_body=2 * MAX_BODY)
+            server.serve(
+                app,
+                listener,
+                app.settings["RAFFLE_THREADS"],
+                max_body=2 * MAX_BODY,
+                is_over=lambda: app.storage.database.has_lost_commit,
+            )
     except SettingError as error:
         sys.exit(str(error))
     app.close()
@@ -478,3 +484,5 @@ class LineFormatter(logging.Formatter):
 
 if __name__ == "__main__":
     main()
+    if app.storage.database.has_lost_commit:
+        sys.exit(1)  # so that a service manager starts it again

@@ -49,11 +49,12 @@ def bind(listen):
     return socket.create_server((host.strip("[]"), int(port)), family=family, backlog=1024)
 
 
-def serve(app, listener, threads, max_body):
+def serve(app, listener, threads, max_body, is_over):
     """Serve a WSGI application until SIGTERM or SIGINT, and print its address.
 
     listener: socket of bind(). threads: requests handled at once. max_body: bytes
-    of the longest body that reaches the application.
+    of the longest body that reaches the application. is_over: function that returns
+    whether to stop as well, asked once a second or more often.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     files = min(4 * MAX_CONNECTIONS, hard)
@@ -91,7 +92,7 @@ def serve(app, listener, threads, max_body):
     host = f"[{server.effective_host}]" if ":" in server.effective_host else server.effective_host
     print(f"Listening on http://{host}:{server.effective_port}", flush=True)
     swept = time.monotonic()
-    while not stopping:
+    while not stopping and not is_over():
         # Not select(), which would end at the 1,024th descriptor.
         wasyncore.poll2(1, server._map)
         if time.monotonic() > swept + 1:

@@ -97,8 +97,8 @@ class Storage:
         self._open_raffles = set()
 
     def require_health(self):
-        """Raise DatabaseUnavailable unless a write transaction can be begun and committed."""
-        self._execute("SELECT 1")
+        """Raise DatabaseUnavailable if the database cannot be written."""
+        self.database.require_writable()
 
     def _execute(self, sql, values=()):
         """Run one statement in a write transaction, perhaps with others; return its rows after the commit."""

@@ -118,12 +118,12 @@ def test_a_lock_is_logged_once_and_waited_for_once_until_a_write_succeeds(open_d
     caplog.set_level("INFO", "raffle")
     db = open_database()
     timeout = partial(db.write, lambda connection, *_: list(connection.execute("PRAGMA busy_timeout").fetchone()), None)
-    for _ in range(2):
+    for number in range(2):
         assert timeout() == 50
         with closing(sqlite3.connect(database, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             assert all(is_unavailable(db.write, add, None, 1) for _ in range(3))
-        assert [timeout(), timeout()] == [0, 50]
+        assert [timeout(), db.write(add, None, number), timeout()] == [0, number, 50]
     assert caplog.messages == ["Writes fail: database is locked", "Writes succeed again"] * 2
 
 

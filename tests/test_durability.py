@@ -14,7 +14,7 @@ from contextlib import closing, suppress
 from itertools import count
 
 import pytest
-from helpers import Crowd, assert_kept, at_once, query
+from helpers import MANAGER, ROOT, Crowd, assert_kept, at_once, query
 
 from draw import check_draw
 
@@ -108,21 +108,103 @@ def test_a_full_disk_is_told_and_survived(small_disk, serve):
         status, headers, _ = server.request("POST", f"{raffle}participate/", source="127.200.0.1")
         assert (status, headers["Retry-After"]) == (503, "5")
         assert server.request("GET", raffle)[0] == 200
+        # A write is tried, each time: a transaction that writes nothing would succeed.
+        assert [server.request("GET", "/health")[0] for _ in range(3)] == [503] * 3
+        crowd.close()
         ballast.unlink()
+        assert server.request("GET", "/health")[0] == 200
+    with crowd.asking(server, raffle):
         crowd.wait_for_tickets(20)
     assert set(crowd.statuses) == {201, 503}
+    assert re.findall("Writes (fail|succeed)", server.log.read_text()) == ["fail", "succeed"]
     assert server.stop() == 0
     assert_kept(database, crowd.tickets)
 
 
-def test_after_a_commit_that_has_failed_nothing_is_answered_until_a_restart(serve, database):
-    server, crowd = serve(), Crowd()
-    raffle = server.create()
+def test_health_writes_nothing_while_writes_succeed(client, database):
+    client.new_raffle()
+    wal = database.with_name("raffle.db-wal")
+    before = wal.read_bytes()
+    for _ in range(3):
+        assert client.get("/health").json == {"status": "ok"}
+    assert wal.read_bytes() == before
+
+
+FORKED = """
+import json, os
+from helpers import MANAGER, Client
+import raffle
+
+app = raffle.create_app()
+client = Client(app)
+path = client.new_raffle()
+client.participate(path, "10.1.0.1")
+if os.fork() == 0:
+    answers = [client.create(status="*"), client.participate(path, "10.1.0.2", "*")]
+    answers += [client.send("GET", each) for each in ("/health", "/raffles/", path)]
+    print([answer.status_int for answer in answers], flush=True)
+    app.close()
+    os._exit(0)
+os.wait()
+client.participate(path, "10.1.0.2")
+app.close()
+"""
+
+
+def test_a_process_forked_after_the_application_was_opened_gets_503_at_once(tmp_path, database):
+    """As with gunicorn --preload. A hang ends the run of the program."""
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "MANAGER_IPS": MANAGER}
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    assert done.stdout == "[503, 503, 503, 503, 503]\n"
+    assert done.stderr.count("create the application in each worker") == 1
+    # Closed by the one that opened it, with both tickets.
+    assert [file.name for file in tmp_path.iterdir()] == ["raffle.db"]
+    assert query(database, "SELECT count(*) FROM ticket") == [(2,)]
+
+
+def fail_a_commit(server):
+    """Have a crowd ask for tickets until a commit fails with an I/O error; return the raffle and the crowd."""
+    raffle, crowd = server.create(), Crowd()
     unlimited = resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE)
     resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (300_000, unlimited[1]))
     with crowd.asking(server, raffle):
-        crowd.wait_for(lambda: crowd.statuses[503])
+        crowd.wait_for(lambda: crowd.statuses[503] or crowd.statuses[None])
     resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, unlimited)
+    return raffle, crowd
+
+
+def test_after_a_commit_that_has_failed_the_program_ends_with_1(serve, database):
+    server = serve()
+    raffle, crowd = fail_a_commit(server)
+    assert server.process.wait(30) == 1
+    # What waited for that commit has been answered.
+    assert crowd.statuses[503] >= 1
+    assert server.log.read_text().count("unavailable until a restart") == 1
+    with crowd.asking(serve(), raffle):
+        crowd.wait_for_tickets(20)
+    assert_kept(database, crowd.tickets)
+
+
+# As another WSGI server would, it goes on whatever the application has met.
+OTHER_SERVER = """
+import raffle, server
+app = raffle.create_app()
+server.serve(app, server.bind("127.0.0.1:0"), 8, max_body=2**21, is_over=lambda: False)
+app.close()
+"""
+
+
+def test_in_another_server_nothing_is_answered_after_a_commit_that_has_failed(serve, database):
+    server = serve(program=("-c", OTHER_SERVER))
+    raffle, crowd = fail_a_commit(server)
     for method, path in (("POST", f"{raffle}participate/"), ("GET", raffle), ("GET", "/health")):
         assert server.request(method, path, source="127.200.0.1")[0] == 503, path
     assert server.log.read_text().count("unavailable until a restart") == 1
