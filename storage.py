@@ -27,7 +27,6 @@ WINS_PER_COMMIT = 5_000  # about 25 ms, during which others wait
 # From the base32 of RFC 4648 to Crockford's, without I, L, O and U: see https://www.crockford.com/base32.html.
 CROCKFORD = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", "0123456789ABCDEFGHJKMNPQRSTVWXYZ")
 LOOK_ALIKES = str.maketrans("OIL", "011")
-UNSEEN = {"Zs", "Zl", "Zp", "Pd", "Cc", "Cf"}  # white space, dashes, and control and format characters
 CODE_BYTES = 15  # 120 bits
 SALT_BYTES = 16  # NIST SP 800-132 asks for 128 bits or more
 # NIST SP 800-132 asks for 1,000 or more. More would protect a password that can
@@ -494,7 +493,12 @@ def _derive(key, salt):
 
 
 def _hash_code(code, salt, iterations):
-    """Return the hash of a code without spaces, dashes and the invisible, in upper case, O read as 0, I and L as 1."""
-    kept = (c for c in unicodedata.normalize("NFKC", code) if unicodedata.category(c) not in UNSEEN and c != "\u2212")
-    canonical = "".join(kept).upper().translate(LOOK_ALIKES)
-    return hashlib.pbkdf2_hmac("sha256", canonical.encode("utf-8", "replace"), salt, iterations)
+    """Return the hash of a code as people type, paste and scan it.
+
+    Only letters and digits count, in any case and width, with O read as 0, and I
+    and L as 1: scanners on other keyboard layouts turn the hyphens into anything.
+    """
+    # In this order: in upper case, a letter that is not of ASCII may become two that are.
+    kept = re.sub("[^0-9A-Za-z]", "", unicodedata.normalize("NFKC", code))
+    canonical = kept.upper().translate(LOOK_ALIKES)
+    return hashlib.pbkdf2_hmac("sha256", canonical.encode(), salt, iterations)
