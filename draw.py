@@ -14,8 +14,9 @@ The recipe "raffle-draw-2", for programs that check a draw by themselves. Like R
 nobody can predict. Bytes are concatenated without separators. The secret and the
 keys are hashed as 32 bytes; JSON shows secret and draw_commitment in hexadecimal.
 Integers are unsigned, 8 bytes, big-endian, both when they are hashed and when they
-are read from a hash. They need all 64 bits (BigInt in JavaScript). Text is UTF-8,
-and is not normalized. id is the raffle's id, 36 characters in lower case.
+are read from a hash. They need all 64 bits (BigInt in JavaScript). Text is ASCII:
+public_randomness has up to 1,000 characters, [!-~]+( [!-~]+)*. id is the raffle's
+id, 36 characters in lower case.
 
     draw_commitment  SHA-256(secret), published when the raffle is created; the
                      secret, 32 random bytes, is published after the draw
@@ -61,8 +62,8 @@ Numbers that win:
     10 of 10 issued; 4 Füße, 2 Buch 📚, 4 Füße; "round 2166": 3 7 9 5 1 6 4 10 8 2
     9002803354665472 of 9007198946437697 issued; 3 Pen; "round 2166":
       4892347116709942 1091195526445200 704771578431834
-    9002803354665472 of 9007198946437697 issued; 3 Pen; "Zürich 1017" (u and U+0308; one word is discarded):
-      1630633110865915 6177631269048154 1019646084945145
+    9002803354665472 of 9007198946437697 issued; 3 Pen; "round 637" (one word is discarded):
+      438003207210994 847299426078921 4434974052213969
 """
 
 import argparse
@@ -80,6 +81,8 @@ from pathlib import Path
 ALGORITHM = "raffle-draw-2"
 MAX_TICKETS = 2**53 - 1  # the largest integer a JavaScript client reads exactly
 MAX_RANDOMNESS = 1_000  # characters
+# What can be copied from a screen, and written in one way only.
+RANDOMNESS_FORM = "[!-~]+( [!-~]+)*"
 MADE_BY_SERVER = "made by the server: "  # how such randomness begins
 # Fewer rounds of so small a Feistel network can be told from a random order.
 ROUNDS = 24
@@ -211,14 +214,17 @@ def _require_drawn(raffle):
         "id": "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}",
         **dict.fromkeys(("draw_commitment", "secret"), "[0-9a-f]{64}"),
         **dict.fromkeys(("created_at", "closed_at", "drawn_at"), "[0-9]{4}(-[0-9]{2}){2}T([0-9]{2}:){2}[0-9]{2}Z"),
-        "public_randomness": f".{{1,{MAX_RANDOMNESS}}}",
+        "public_randomness": RANDOMNESS_FORM,
     }
     for name, form in forms.items():
         if not re.fullmatch(form, raffle[name]):
             raise ValueError(f"{name} is malformed")
-    # What cannot be seen could be other randomness, or a command to a terminal.
-    if not (raffle["public_randomness"] + (raffle["randomness_source"] or "")).isprintable():
-        raise ValueError("public_randomness or randomness_source is not printable")
+    if len(raffle["public_randomness"]) > MAX_RANDOMNESS:
+        raise ValueError("public_randomness is too long")
+    source = raffle["randomness_source"]
+    # What is not printable could be a command to a terminal.
+    if source is not None and not (isinstance(source, str) and source.isprintable()):
+        raise ValueError("randomness_source is malformed")
     total, issued = raffle["total_tickets"], raffle["issued_tickets"]
     amounts = [prize["amount"] for prize in raffle["prizes"]]
     if not all(type(n) is int and n >= 1 for n in (total, *amounts)) or not sum(amounts) <= total <= MAX_TICKETS:
@@ -281,6 +287,7 @@ def _print_remarks(raffle, saved):
     if randomness.startswith(MADE_BY_SERVER):
         print("- that the server did not choose this randomness, because no public randomness was used:")
     elif source:
+        print("- that the announcement fixes chain, member and spelling, so that only one text fits it;")
         print(f"- that this randomness is the announced one, and was unknown to everyone at {raffle['closed_at']}:")
     else:
         print(f"- that nobody chose this randomness, and that it was unknown to everyone at {raffle['closed_at']}:")

@@ -7,6 +7,7 @@ import argparse
 import ipaddress
 import json
 import logging
+import math
 import os
 import pkgutil
 import re
@@ -24,7 +25,25 @@ MAX_BODY = 2**20  # bytes
 MAX_TICKET_BODY = 4 * 2**10  # bytes
 MAX_NAME = 200  # characters
 ADDRESS = r"(?:([0-9.]+)|\[([0-9a-fA-F.]*:[0-9a-fA-F:.]*)\])"  # before a port
-PRINTABLE = f"a string of 1 to {storage.MAX_RANDOMNESS} printable characters, without a space at either end"
+# A proxy adds one of these to a request that it forwards. X-Forwarded-* is told by its beginning.
+FORWARDING_HEADERS = ("HTTP_FORWARDED", "HTTP_VIA", "HTTP_X_REAL_IP", "HTTP_CF_CONNECTING_IP")
+MAX_WARNED_PEERS = 100  # so that nobody fills the log
+JSON_TYPES = {
+    str: "a string",
+    int: "a number",
+    float: "a number",
+    bool: "a boolean",
+    list: "a list",
+    dict: "an object",
+    type(None): "null or missing",
+}
+CHARACTER_NAMES = {
+    " ": "a space",
+    "  ": "two spaces",
+    "\t": "a tab (U+0009)",
+    "\n": "a line feed (U+000A)",
+    "\r": "a carriage return (U+000D)",
+}
 
 # What storage refuses: status and detail of the response, and the rule that its type names.
 ERRORS = {
@@ -47,11 +66,16 @@ log = logging.getLogger("raffle")
 
 
 class Refused(HTTPError):
-    """A request is refused. rule: name that the response's type repeats, or None if the status says it all."""
+    """A request is refused.
 
-    def __init__(self, status, detail, rule=None):
+    rule: name that the response's type repeats, or None if the status says it
+    all. members: what the problem has beside its usual members (RFC 9457, 3.2).
+    """
+
+    def __init__(self, status, detail, rule=None, **members):
         super().__init__(status, detail)
         self.kind = f"urn:raffle:{rule}" if rule else "about:blank"
+        self.members = members
 
 
 class SettingError(ValueError):
@@ -127,16 +151,16 @@ def client_address():
     """Return the address that the request comes from. Raises Refused 400.
 
     It is REMOTE_ADDR, or what trusted proxies say in X-Forwarded-For: from its
-    right end, the first address that is not a trusted proxy's, or the leftmost.
+    right end, the first address that is not a trusted proxy's; if all are
+    proxies', the leftmost.
     """
-    proxies, forwarded = request.app.settings["RAFFLE_TRUSTED_PROXIES"], request.environ.get("HTTP_X_FORWARDED_FOR")
+    proxies = request.app.settings["RAFFLE_TRUSTED_PROXIES"]
+    forwarded = request.environ.get("HTTP_X_FORWARDED_FOR")
     entries = [] if forwarded is None else forwarded.split(",")
+
     text = request.environ.get("REMOTE_ADDR", "")
     try:
         address = _address(text)
-        if entries and not _is_in(address, proxies) and not request.app.warned:
-            request.app.warned.append(address)
-            log.warning("X-Forwarded-For was ignored: if %s is a proxy, add it to RAFFLE_TRUSTED_PROXIES", address)
         while entries and _is_in(address, proxies):
             text = entries.pop().strip(" \t")
             # Azure's gateways add the port.
@@ -145,7 +169,44 @@ def client_address():
     except ValueError:
         log.warning("No client address can be determined from %.100r", text)
         raise Refused(400, "The client's address cannot be determined") from None
+
+    fault = forwarding_fault()
+    if fault:
+        warn_once(_address(request.environ["REMOTE_ADDR"]), fault)
     return address
+
+
+def forwarding_fault():
+    """Return a sentence on why nobody can tell whether a manager sent the request, or None.
+
+    Behind a proxy that is not trusted, or that does not say for whom it asks,
+    everyone has the proxy's address: often 127.0.0.1, which is often a manager's.
+    """
+    environ = request.environ
+    peer = _address(environ["REMOTE_ADDR"])
+    if _is_in(peer, request.app.settings["RAFFLE_TRUSTED_PROXIES"]):
+        if "HTTP_X_FORWARDED_FOR" in environ:
+            return None
+        return (
+            f"{peer} is in RAFFLE_TRUSTED_PROXIES but sent no X-Forwarded-For, so this request is not "
+            "taken for a manager's: send X-Forwarded-For, or connect from an address that is no proxy's"
+        )
+
+    is_forwarded = any(name in FORWARDING_HEADERS or name.startswith("HTTP_X_FORWARDED_") for name in environ)
+    if not is_forwarded:
+        return None
+    return (
+        f"This request was forwarded by {peer}, which is not in RAFFLE_TRUSTED_PROXIES, so it is not "
+        "taken for a manager's"
+    )
+
+
+def warn_once(peer, sentence):
+    """Log a sentence on the first request from a peer, for a limited number of peers."""
+    warned_peers = request.app.warned_peers
+    if peer not in warned_peers and len(warned_peers) < MAX_WARNED_PEERS:
+        warned_peers.add(peer)
+        log.warning("%s", sentence)
 
 
 def _address(text):
@@ -161,6 +222,9 @@ def _is_in(address, networks):
 def require_manager():
     """Return the manager's address that the request comes from. Raises Refused 403, 400."""
     address = client_address()
+    fault = forwarding_fault()
+    if fault:
+        raise Refused(403, fault, "not-a-manager")
     if not _is_in(address, request.app.settings["MANAGER_IPS"]):
         raise Refused(403, f"Your ip address {address} is not a manager's", "not-a-manager")
     return address
@@ -173,21 +237,92 @@ def participant():
     return (int(address) >> host_bits << host_bits).to_bytes(len(address.packed), "big")
 
 
-def json_object(max_length=MAX_BODY):
-    """Return the request's body, one JSON object of up to `max_length` bytes. Raises Refused 415, 413, 400."""
+def json_object(max_length=MAX_BODY, is_optional=False):
+    """Return the request's body, one JSON object of up to `max_length` bytes.
+
+    is_optional: an empty body, of any type, is an empty object. Raises Refused
+    411, 415, 413, 400.
+    """
+    body = read_body(max_length)
+    if is_optional and not body:
+        return {}
     if request.content_type.partition(";")[0].strip() != "application/json":
         raise Refused(415, "The body must be sent as Content-Type: application/json")
-    if request.content_length > max_length:
+    if len(body) > max_length:
         raise Refused(413, f"The body must not be longer than {max_length} bytes")
-    body = request.environ["wsgi.input"].read(max(0, request.content_length))
+
     try:
-        # NaN and Infinity are not JSON. Integers of 20 digits are past every bound, and longer ones are slow to read.
-        hooks = {"parse_constant": int, "parse_int": lambda digits: int(digits[:20])}
-        value = json.loads(body.decode("utf-8"), object_pairs_hook=_unique_members, **hooks)
+        value = json.loads(
+            body.decode("utf-8"),
+            object_pairs_hook=_unique_members,
+            parse_constant=_refuse_constant,
+            parse_int=read_number,
+            parse_float=read_number,
+        )
     except (ValueError, RecursionError) as error:
         raise Refused(400, f"The body must be one JSON object in UTF-8: {error}") from None
-    expect(isinstance(value, dict), "The body", "one JSON object")
+    if not isinstance(value, dict):
+        raise Refused(400, f"The body must be one JSON object, not {JSON_TYPES[type(value)]}")
     return value
+
+
+def read_body(max_length):
+    """Return the bytes of the request's body, or its first `max_length` + 1 if it is longer.
+
+    Without a Content-Length, a body is read only from a server that marks its end
+    (wsgi.input_terminated): others would wait for more. Raises Refused 411 if there
+    may be such a body, for otherwise it would be ignored. HTTP/1.x says so with
+    Transfer-Encoding (RFC 9112, 6.3), later versions do not.
+    """
+    environ = request.environ
+    wanted = min(request.content_length, max_length + 1)
+    # Both: the transfer coding counts (RFC 9112, 6.3).
+    if request.content_length < 0 or request.chunked:
+        is_http_1 = environ.get("SERVER_PROTOCOL", "HTTP/1.1").startswith("HTTP/1.")
+        if environ.get("wsgi.input_terminated"):
+            wanted = max_length + 1
+        elif request.chunked or not is_http_1:
+            raise Refused(411, "The request must have a Content-Length")
+
+    pieces = []
+    while wanted > 0:
+        # A read may return less than it was asked for, and the rest with the next one.
+        piece = environ["wsgi.input"].read(wanted)
+        if not piece:
+            break
+        pieces.append(piece)
+        wanted -= len(piece)
+    return b"".join(pieces)
+
+
+def read_number(text):
+    """Return the value of a JSON number if it is an integer from 0 to 10^16, else NaN.
+
+    However it is written: 300.0 and 3e2 are 300 (JSON Schema 2020-12, 6.1.1). The
+    digits decide, because a float would round 9007199254740991.5, and because
+    nothing may be computed from 1e999999999.
+    """
+    mantissa, _, exponent = text.lower().partition("e")
+    integer, _, fraction = mantissa.partition(".")
+    digits = (integer + fraction).lstrip("0")
+    significant = digits.rstrip("0")
+
+    magnitude = exponent.lstrip("+-0")
+    # No body has 10 million digits, which such an exponent could make up for.
+    if text.startswith("-") or len(magnitude) > 7:
+        return math.nan
+    scale = int(magnitude or 0) * (-1 if exponent.startswith("-") else 1)
+    zeros = scale - len(fraction) + len(digits) - len(significant)
+
+    if not significant:
+        return 0
+    if zeros < 0 or len(significant) + zeros > 16:
+        return math.nan
+    return int(significant) * 10**zeros
+
+
+def _refuse_constant(text):
+    raise ValueError(f"{text} is not JSON")
 
 
 def _unique_members(pairs):
@@ -199,62 +334,98 @@ def _unique_members(pairs):
     return members
 
 
-def expect(is_valid, member, expected):
-    """Raise Refused 400 if the value of `member` is not valid."""
+def require(is_valid, member, expected, value, expected_type):
+    """Raise Refused 400 if the value of `member` is not valid.
+
+    expected: what it must be. expected_type: a value of JSON_TYPES; a value of
+    another type is called by that.
+    """
     if not is_valid:
-        raise Refused(400, f"{member} must be {expected}")
+        found_type = JSON_TYPES[type(value)]
+        found = "" if found_type == expected_type else f", not {found_type}"
+        raise Refused(400, f"{member} must be {expected}{found}")
 
 
-def expect_name(value, member):
+def require_name(value, member):
     """Raise Refused 400 if the value of `member` is not a name."""
     # Half a surrogate pair is no character, and cannot be stored.
     is_text = isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
     is_name = is_text and len(value) <= MAX_NAME and value.strip()
-    expect(is_name, member, f"a string of 1 to {MAX_NAME} characters, not blank")
+    require(is_name, member, f"a non-blank string of 1 to {MAX_NAME} characters", value, "a string")
 
 
-def expect_randomness(value, member):
+def require_source(value, member):
     """Raise Refused 400 if the value of `member` is not text that people can copy and compare."""
     is_text = isinstance(value, str) and value.isprintable() and value == value.strip()
-    expect(is_text and 1 <= len(value) <= storage.MAX_RANDOMNESS, member, PRINTABLE)
+    is_source = is_text and 1 <= len(value) <= storage.MAX_RANDOMNESS
+    length = f"1 to {storage.MAX_RANDOMNESS} printable characters"
+    expected = f"a string of {length}, without a space at either end"
+    require(is_source, member, expected, value, "a string")
 
 
-def expect_integer(value, member):
-    """Raise Refused 400 if the value of `member` is not a number of tickets."""
+def require_randomness(value, member):
+    """Raise Refused 400 if the value of `member` is not public randomness.
+
+    That is visible ASCII, because each character that cannot be seen, or looks
+    like another one, would be a way to make other winners of the same randomness.
+    """
+    rule = f"1 to {storage.MAX_RANDOMNESS} visible ASCII characters with single spaces between"
+    if not isinstance(value, str):
+        raise Refused(400, f"{member} must be {rule}: it is {JSON_TYPES[type(value)]}, not a string")
+    if not value:
+        raise Refused(400, f"{member} must be {rule}: it is empty")
+    if len(value) > storage.MAX_RANDOMNESS:
+        raise Refused(400, f"{member} must be {rule}: it has {len(value):,} characters")
+
+    fault = re.search(r"[^ -~]|\A |  | \Z", value)
+    if fault:
+        what = CHARACTER_NAMES.get(fault[0], f"U+{ord(fault[0][0]):04X}")
+        where = f"at character {fault.start() + 1}"
+        if fault.end() == len(value):
+            where = "at the end"
+        raise Refused(400, f"{member} must be {rule}: it has {what} {where}")
+
+
+def require_ticket_number(value, member):
+    """Raise Refused 400 if the value of `member` is not from 1 to MAX_TICKETS."""
     is_valid = type(value) is int and 1 <= value <= storage.MAX_TICKETS
-    expect(is_valid, member, f"an integer from 1 to {storage.MAX_TICKETS}")
+    expected = f"an integer from 1 to {storage.MAX_TICKETS}"
+    require(is_valid, member, expected, value, "a number")
 
 
-def expect_prizes(prizes, total_tickets):
+def require_prizes(prizes, total_tickets):
     """Raise Refused 400 if `prizes` is not a list of prizes for at most `total_tickets` tickets."""
-    expect(isinstance(prizes, list) and prizes, "prizes", "a non-empty list of objects with name and amount")
+    expected = "a non-empty list of objects with name and amount"
+    require(isinstance(prizes, list) and prizes, "prizes", expected, prizes, "a list")
     for index, prize in enumerate(prizes):
-        expect(isinstance(prize, dict), f"prizes[{index}]", "an object with name and amount")
-        expect_name(prize.get("name"), f"prizes[{index}].name")
-        amount = prize.get("amount")
-        expect(type(amount) is int and amount >= 1, f"prizes[{index}].amount", "an integer of 1 or more")
+        member = f"prizes[{index}]"
+        expected = "an object with name and amount"
+        require(isinstance(prize, dict), member, expected, prize, "an object")
+        require_name(prize.get("name"), f"{member}.name")
+        require_ticket_number(prize.get("amount"), f"{member}.amount")
     if sum(prize["amount"] for prize in prizes) > total_tickets:
         raise Refused(400, "Too many prizes", "too-many-prizes")
 
 
-def number_and_code():
-    """Return ticket number and verification code of the request's body. Raises Refused 415, 413, 400."""
+def read_ticket():
+    """Return ticket number and verification code of the request's body. Raises Refused 411, 415, 413, 400."""
     body = json_object(MAX_TICKET_BODY)
     number, code = body.get("ticket_number"), body.get("verification_code")
-    expect_integer(number, "ticket_number")
-    expect(isinstance(code, str), "verification_code", "a string")
+    require_ticket_number(number, "ticket_number")
+    require(isinstance(code, str), "verification_code", "a string", code, "a string")
     return number, code
 
 
-def public_randomness():
-    """Return the public randomness of the request's body, or None. Raises Refused 415, 413, 400."""
+def read_randomness():
+    """Return the public randomness of the request's body, or None. Raises Refused 411, 415, 413, 400."""
     # A draw cannot be undone, so one that may have been meant otherwise is refused.
     if request.query_string:
         raise Refused(400, "public_randomness must be sent in the body, and this request takes no query")
-    body = json_object() if request.content_length > 0 or request.chunked else {}
+    body = json_object(is_optional=True)
     for name, value in body.items():
-        expect(name == "public_randomness", "The only member of the body", f"public_randomness, not {name[:100]!r}")
-        expect_randomness(value, name)
+        if name != "public_randomness":
+            raise Refused(400, f"The only member of the body must be public_randomness, not {name[:100]!r}")
+        require_randomness(value, name)
     return body.get("public_randomness")
 
 
@@ -281,7 +452,11 @@ def answer_json(callback):
                 # Bottle would print the traceback to stderr, not to the log.
                 log.exception("%s %s failed", request.method, request.path)
             status, detail, rule = ERRORS.get(type(error), (500, "Internal Server Error", None))
-            raise Refused(status, detail.format(*error.args), rule) from error
+            refused = Refused(status, detail.format(*error.args), rule)
+            if isinstance(error, storage.HasParticipated):
+                # Shows whose address counts, as where a proxy or a container hides everyone behind its own.
+                refused.members["address"] = str(client_address())
+            raise refused from error
         return send_json(value)
 
     return answer
@@ -297,6 +472,7 @@ def problem(error):
         response.set_header("Retry-After", "5")
     kind = getattr(error, "kind", "about:blank")
     body = {"type": kind, "title": title, "status": int(status), "detail": error.body}
+    body.update(getattr(error, "members", {}))
     return send_json(body, "application/problem+json")
 
 
@@ -327,11 +503,11 @@ def create_raffle():
     manager = require_manager()
     body = json_object()
     name, total_tickets, prizes, source = map(body.get, ("name", "total_tickets", "prizes", "randomness_source"))
-    expect_name(name, "name")
-    expect_integer(total_tickets, "total_tickets")
-    expect_prizes(prizes, total_tickets)
+    require_name(name, "name")
+    require_ticket_number(total_tickets, "total_tickets")
+    require_prizes(prizes, total_tickets)
     if source is not None:
-        expect_randomness(source, "randomness_source")
+        require_source(source, "randomness_source")
     raffle = request.app.storage.create_raffle(name, total_tickets, prizes, source)
     log.info("Raffle %s created by %s", raffle["id"], manager)
     response.status = 201
@@ -348,7 +524,8 @@ def list_raffles():
 def participate(raffle_id):
     # As draft-ietf-httpapi-idempotency-key-header says.
     key = request.environ.get("HTTP_IDEMPOTENCY_KEY")
-    expect(key is None or re.fullmatch("[!-~]{16,255}", key), "Idempotency-Key", "16 to 255 visible ASCII characters")
+    if key is not None and not re.fullmatch("[!-~]{16,255}", key):
+        raise Refused(400, "Idempotency-Key must be 16 to 255 visible ASCII characters")
     ticket = request.app.storage.issue_ticket(raffle_id, participant(), key)
     response.status = 201
     return ticket
@@ -365,7 +542,7 @@ def close_raffle(raffle_id):
 @routes.post("/raffles/<raffle_id>/winners/")
 def draw_winners(raffle_id):
     manager = require_manager()
-    wins = request.app.storage.draw_winners(raffle_id, public_randomness())
+    wins = request.app.storage.draw_winners(raffle_id, read_randomness())
     log.info("Winners of raffle %s drawn by %s", raffle_id, manager)
     response.status = 201
     return linked(*wins)
@@ -379,13 +556,13 @@ def list_winners(raffle_id):
 
 @routes.post("/raffles/<raffle_id>/verify-ticket/")
 def verify_ticket(raffle_id):
-    return request.app.storage.verify_ticket(raffle_id, *number_and_code())
+    return request.app.storage.verify_ticket(raffle_id, *read_ticket())
 
 
 @routes.post("/raffles/<raffle_id>/redeem/")
 def redeem_prize(raffle_id):
     manager = require_manager()
-    redeemed = request.app.storage.redeem_prize(raffle_id, *number_and_code())
+    redeemed = request.app.storage.redeem_prize(raffle_id, *read_ticket())
     log.info("The prize of ticket %d of raffle %s redeemed by %s", redeemed["ticket_number"], raffle_id, manager)
     response.status = 201
     return redeemed
@@ -409,7 +586,7 @@ def create_app(database=None, manager_ips=None):
         raise SettingError(f"RAFFLE_DATABASE: {error}") from error
     # In place of Bottle's own close(), which does nothing here.
     app.close = weakref.finalize(app, app.storage.database.close)
-    app.warned = []
+    app.warned_peers = set()
     app.default_error_handler = problem
     app.add_hook("before_request", prepare)
     app.merge(routes)
@@ -472,6 +649,8 @@ def main():
     except SettingError as error:
         sys.exit(str(error))
     app.close()
+    if app.storage.database.has_lost_commit:
+        sys.exit(1)  # so that a service manager starts it again
 
 
 class LineFormatter(logging.Formatter):
@@ -484,5 +663,3 @@ class LineFormatter(logging.Formatter):
 
 if __name__ == "__main__":
     main()
-    if app.storage.database.has_lost_commit:
-        sys.exit(1)  # so that a service manager starts it again

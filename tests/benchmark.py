@@ -136,7 +136,10 @@ def load(server, method, path, status, bodies=("",), address=None):
 
 def measure_rates(start, directory):
     floor, server = start(program=("-c", FLOOR)), start()
-    paths = {"raffle": server.create(2**53 - 1), "sold_out": server.create(1000)}
+    paths = {
+        "raffle": server.create(2**53 - 1, source="127.0.0.2"),
+        "sold_out": server.create(1000, source="127.0.0.2"),
+    }
 
     def participate(path, address):
         status, _, ticket = server.request("POST", f"{path}participate/", **{"X-Forwarded-For": address})
@@ -145,7 +148,7 @@ def measure_rates(start, directory):
 
     participate(paths["raffle"], HOLDER)
     tickets = [participate(paths["sold_out"], f"10.0.{n // 250}.{n % 250}") for n in range(1000)]
-    server.request("POST", f"{paths['sold_out']}winners/")
+    server.request("POST", f"{paths['sold_out']}winners/", source="127.0.0.2")
     rates = {}
     for what, (method, path, status, comparisons) in LOADS.items():
         asked, bodies = floor if "floor" in what else server, tickets if what == "verify-ticket" else [""]
@@ -199,7 +202,7 @@ def wait_regularly(server, due, is_over, *request):
 
 def measure_draw(server, raffle, prizes):
     """Draw the winners, and show what the draw takes and how long others wait meanwhile."""
-    other, is_over = server.create(2**53 - 1), threading.Event()
+    other, is_over = server.create(2**53 - 1, source="127.0.0.2"), threading.Event()
     kinds = {"participate": ("POST", f"{other}participate/", 201), "raffle": ("GET", other, 200)}
     with ThreadPoolExecutor(WAITING * len(kinds)) as pool, connected(server) as connection:
         dues = [time.perf_counter() + n * INTERVAL / WAITING for n in range(WAITING)]
@@ -262,7 +265,7 @@ def main():
         with tempfile.TemporaryDirectory() as directory, ExitStack() as servers:
 
             def start(directory=Path(directory), servers=servers, **options):
-                settings = {"RAFFLE_TRUSTED_PROXIES": "127.0.0.1", "MANAGER_IPS": "127.0.0.1,11.0.0.0/8"}
+                settings = {"RAFFLE_TRUSTED_PROXIES": "127.0.0.1", "MANAGER_IPS": "127.0.0.2,11.0.0.0/8"}
                 server = Server(directory, **settings, **options)
                 servers.callback(server.stop)
                 return server

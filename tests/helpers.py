@@ -79,7 +79,9 @@ class Client(webtest.TestApp):
 
 def refused(response, rule, detail=None):
     """Check that a response is a problem (RFC 9457) with the type of a rule, or of none; return the response."""
-    problem = response.json
+    problem = dict(response.json)
+    assert ("address" in problem) == (rule == "already-participated"), problem
+    problem.pop("address", None)
     assert response.content_type == "application/problem+json", response
     assert list(problem) == ["type", "title", "status", "detail"], problem
     assert problem["type"] == (f"urn:raffle:{rule}" if rule else "about:blank"), problem

@@ -10,7 +10,6 @@ import socketserver
 import subprocess
 import sys
 import threading
-import unicodedata
 from contextlib import suppress
 from functools import partial
 from itertools import chain, permutations, repeat
@@ -32,6 +31,8 @@ FOLLOW = "The wins follow from the secret, the randomness and issued_tickets"
 ORDER = "The raffle was created, closed and drawn in this order"
 PAST, FUTURE = "2000-01-01T00:00:00Z", "9999-01-01T00:00:00Z"
 CLEAR = "\x1b[2J"  # clears a terminal
+# Could be mistaken for other randomness.
+UNCLEAR = ["7\n", "7 ", " 7", "7  8", "7\ufe0f", "\u3164", "\u202e", "ü", "7\xa08", "7\t8", CLEAR]
 CHUNKED, NEXT = "Transfer-Encoding: chunked", 'Link: <{}>; rel="next"'
 
 
@@ -58,8 +59,7 @@ def dealt(raffle_id, secret, total, place, mistake=None):
 
 def drawn_by_recipe(raffle_id, secret, randomness, total, issued, amount, mistake=None):
     """Follow all steps, and return the numbers that win."""
-    text = unicodedata.normalize("NFC", randomness) if mistake == "normalized text" else randomness
-    key = sha256(b"raffle-draw-2", raffle_id.encode(), secret, text.encode())
+    key = sha256(b"raffle-draw-2", raffle_id.encode(), secret, randomness.encode())
     words, counter, cells, numbers = [], 0, {}, []
     for last in range(issued, max(issued - amount, 0), -1):
         word = None
@@ -100,7 +100,7 @@ def test_the_vectors_are_dealt_and_drawn():
 
 def test_usual_mistakes_in_ports_are_found_by_a_vector():
     mistakes = "text secret, odd side, no walk, little-endian round, little-endian counter, same digest again, no deck"
-    for mistake in [*mistakes.split(", "), "53-bit words", "place moved once", "no rejection", "normalized text"]:
+    for mistake in [*mistakes.split(", "), "53-bit words", "place moved once", "no rejection"]:
         with pytest.raises(AssertionError):
             assert_vectors(partial(dealt, mistake=mistake), partial(drawn_by_recipe, mistake=mistake))
             pytest.fail(f"no vector finds {mistake}")
@@ -198,7 +198,7 @@ def test_a_sentence_fails_and_the_status_is_1_exactly_when_its_fact_is_broken(dr
         ([ALGORITHM], {"algorithm": ["raffle-draw-1"]}),
         ([COMMITTED], {"draw_commitment": ["0" * 64]}),
         ([COMMITTED, FOLLOW], {"secret": ["0" * 64]}),
-        ([FOLLOW], {"id": [RAFFLE_ID], "public_randomness": ["7 13 21 "], "total_tickets": [4000]}),
+        ([FOLLOW], {"id": [RAFFLE_ID], "public_randomness": ["7 13 22"], "total_tickets": [4000]}),
         ([FOLLOW], {"issued_tickets": [14], "prizes": [PRIZES[::-1]], "wins": wins}),
         ([ORDER], {"created_at": [FUTURE], "closed_at": [PAST, FUTURE], "drawn_at": [PAST]}),
     ]
@@ -235,7 +235,7 @@ def test_answers_of_a_wrong_form_are_not_checked(drawn):
         "prizes": ("x", [[]], [{"name": "Pen"}], [pen, {"name": "Pen", "amount": -1}], None, *amounts),
         "issued_tickets": (-1, 401, 15.0, True, "15", math.nan, None),
         "randomness_source": (CLEAR, "a\n", "\u202e", "\ud800", 7, ["x"]),
-        "public_randomness": ("", "x" * 1001, "a\n", "\u202e", CLEAR, "\ud800", 7, None),
+        "public_randomness": ("", "x" * 1001, *UNCLEAR, "\ud800", 7, None),
         **dict.fromkeys(("draw_commitment", "secret"), ("", "AB" * 32, "ab" * 31, "ab" * 33, 7, None)),
         **dict.fromkeys(("created_at", "closed_at", "drawn_at"), times),
     }
@@ -270,7 +270,7 @@ def test_the_program_shows_the_randomness_and_what_you_must_trust(client, tmp_pa
     made = "- that the server did not choose this randomness, because no public randomness was used:"
     chosen = "- that nobody chose this randomness, and that it was unknown to everyone at {}:"
     announced = "- that this randomness is the announced one, and was unknown to everyone at {}:"
-    for source, randomness, remark in ((None, None, made), (None, "7 13 ü", chosen), ("drand, é", "7 13 ü", announced)):
+    for source, randomness, remark in ((None, None, made), (None, "7 13", chosen), ("drand, é", "7 13", announced)):
         path, _ = client.new_sold_out(randomness_source=source)
         wins, raffle = client.draw(path, randomness and {"public_randomness": randomness}).json, client.get(path).json
         shown = [remark.format(raffle["closed_at"]), f"  {raffle['public_randomness']}"]

@@ -1,11 +1,13 @@
 """What a request and the database may hold. All else is refused, a request with a sentence on what was expected."""
 
+import io
 import json
 import sqlite3
 from contextlib import closing
 
 import pytest
 from helpers import MANAGER, NO_RAFFLE, ONE_PRIZE, query, refused
+from webtest import TestRequest
 
 RAFFLE = {"name": "Fair", "total_tickets": 10, "prizes": [*ONE_PRIZE, {"name": "Book", "amount": 2}]}
 TICKET = {"ticket_number": 1, "verification_code": "x"}
@@ -14,12 +16,64 @@ BODIES = {"/raffles/": (RAFFLE, 2**20, 201), f"{NO_RAFFLE}winners/": ({}, 2**20,
 BODIES.update({f"{NO_RAFFLE}{action}/": (TICKET, 2**12, 404) for action in ("verify-ticket", "redeem")})
 MISSING = object()
 NO_NAMES = [MISSING, None, 1, True, [], {}, "", " ", "\t\n\u00a0\u2003", "x" * 201, "\ud800", "a\udfffb"]
-NO_INTEGERS = [MISSING, None, True, False, "1", 1.0, 1e300, [], {}, 0, -1, -(10**30)]
+NO_INTEGERS = [MISSING, None, True, False, "1", 7.5, 1e300, [], {}, 0, -1, -(10**30)]
 TOO_LARGE = [2**53, 2**63, 2**64, int("9" * 4000)]
-NO_RANDOMNESS = ["", " ", "x ", " x", "a1b2c3\n", "a\u200bb", "a\u00a0b", "x" * 1001, 7, True, ["x"], {}, "\ud800"]
-NAME = "a string of 1 to 200 characters, not blank"
+NO_SOURCES = ["", " ", "x ", " x", "a1b2c3\n", "a\u200bb", "a\u00a0b", "x" * 1001, 7, True, ["x"], {}, "\ud800"]
+NO_RANDOMNESS = [
+    ("a1b2c3\n", "has a line feed (U+000A) at the end"),
+    ("a\r\nb", "has a carriage return (U+000D) at character 2"),
+    ("a\tb", "has a tab (U+0009) at character 2"),
+    ("a1\u200bb", "has U+200B at character 3"),
+    ("a\xa0b", "has U+00A0 at character 2"),
+    ("7 13\ufe0f", "has U+FE0F at the end"),
+    ("\u3164", "has U+3164 at the end"),
+    ("\U000e0100x", "has U+E0100 at character 1"),
+    ("\ud800x", "has U+D800 at character 1"),
+    ("7\x7f8", "has U+007F at character 2"),
+    ("Zürich 1017", "has U+00FC at character 2"),
+    (" x", "has a space at character 1"),
+    ("x ", "has a space at the end"),
+    (" ", "has a space at the end"),
+    ("7  13", "has two spaces at character 2"),
+    ("", "is empty"),
+    ("x" * 1305, "has 1,305 characters"),
+    (7, "is a number, not a string"),
+    (7.5, "is a number, not a string"),
+    (True, "is a boolean, not a string"),
+    (["x"], "is a list, not a string"),
+    ({}, "is an object, not a string"),
+    (None, "is null or missing, not a string"),
+]
+NAME = "a non-blank string of 1 to 200 characters"
 INTEGER = "an integer from 1 to 9007199254740991"
 PRINTABLE = "a string of 1 to 1000 printable characters, without a space at either end"
+RANDOMNESS = "1 to 1000 visible ASCII characters with single spaces between"
+# What a value is called whose type is wrong.
+TYPES = {str: "a string", int: "a number", float: "a number", bool: "a boolean", list: "a list", dict: "an object"}
+# Numbers as clients write them, and their value: Gson, jsonlite, jq, Octave, and nobody.
+WHOLE_NUMBERS = {
+    "42": 42,
+    "42.0": 42,
+    "1e+05": 100_000,
+    "1E+5": 100_000,
+    "1000000.0": 1_000_000,
+    "300e-2": 3,
+    "0.3e1": 3,
+    "4.2E+01": 42,
+    "1.500e3": 1500,
+    "1e00000000000000000001": 10,
+    "9007199254740991.0": 2**53 - 1,
+    "0.9007199254740991e16": 2**53 - 1,
+    "90071992547409910000000e-7": 2**53 - 1,
+    "1" + "0" * 500_000 + "e-499999": 10,
+    "0." + "0" * 500_000 + "1e500002": 10,
+}
+NO_WHOLE_NUMBERS = [
+    *("42.5", "0.1", "1e-1", "0", "0.0", "0e9", "-0.0", "-1", "-42.0", "1e400", "1e-400", "1e16", "5e-324"),
+    *("9007199254740992.0", "9007199254740991.5", "9007199254740991.0000000000000000000000000000001"),
+    *("1e9999999999999999999", "1e-9999999999999999999", "0e9999999999999999999", "9" * 500_000),
+    *("0." + "9" * 500_000, "1e" + "9" * 500_000, "1." + "0" * 500_000 + "1"),
+]
 
 
 def replaced(body, value, *keys):
@@ -31,12 +85,21 @@ def replaced(body, value, *keys):
     return copy
 
 
-def assert_refused(client, path, bodies, detail):
-    """Check that a manager who posts one of the bodies gets 400 and the detail."""
-    for body in bodies:
-        response = client.send("POST", path, body)
-        found = response.status_int, response.json["type"], response.json["detail"]
-        assert found == (400, "about:blank", detail), repr(body)[:200]
+def assert_refused(client, path, body, detail):
+    """Check that a manager who posts the body gets 400 and the detail."""
+    response = client.send("POST", path, body)
+    found = response.status_int, response.json["type"], response.json["detail"]
+    assert found == (400, "about:blank", detail), repr(body)[:200]
+
+
+def assert_members_refused(client, path, body, keys, values, sentence):
+    """Check that each of the values, at `keys` of a body, is refused with the sentence and the type if it is wrong."""
+    expected = TYPES[int if " integer " in sentence else str]
+    expected = TYPES[list] if " list " in sentence else TYPES[dict] if " object " in sentence else expected
+    for value in values:
+        found = "null or missing" if value in (None, MISSING) else TYPES[type(value)]
+        detail = sentence if found == expected else f"{sentence}, not {found}"
+        assert_refused(client, path, replaced(body, value, *keys), detail)
 
 
 def test_names_are_kept_as_they_are_sent(client):
@@ -53,18 +116,37 @@ def test_a_raffle_is_refused_with_the_member_and_what_was_expected(client):
         ("prizes", ["prizes"], [MISSING, None, [], {}, "x", 1, True], a_list),
         ("prizes[0]", ["prizes", 0], [None, [], "x", 1, True], an_object),
         ("prizes[1].name", ["prizes", 1, "name"], NO_NAMES, NAME),
-        ("prizes[1].amount", ["prizes", 1, "amount"], NO_INTEGERS, "an integer of 1 or more"),
-        ("randomness_source", ["randomness_source"], NO_RANDOMNESS, PRINTABLE),
+        ("prizes[1].amount", ["prizes", 1, "amount"], NO_INTEGERS + TOO_LARGE, INTEGER),
+        ("randomness_source", ["randomness_source"], NO_SOURCES, PRINTABLE),
     ):
-        bodies = [replaced(RAFFLE, value, *keys) for value in values]
-        assert_refused(client, "/raffles/", bodies, f"{member} must be {expected}")
-    huge = [b'{"name": "x", "total_tickets": %s}' % number for number in (b"1e999", b"9" * 1_000_000)]
-    assert_refused(client, "/raffles/", huge, f"total_tickets must be {INTEGER}")
+        assert_members_refused(client, "/raffles/", RAFFLE, keys, values, f"{member} must be {expected}")
+    assert client.get("/raffles/").json == []
+
+
+def test_a_whole_number_may_be_written_in_any_way(client):
+    """By its exact value, as JSON Schema 2020-12, 6.1.1, counts integers."""
+    for text, value in WHOLE_NUMBERS.items():
+        body = b'{"name": "Fair", "total_tickets": %s, "prizes": [{"name": "Pen", "amount": %s}], "more": 1e999}'
+        created = client.send("POST", "/raffles/", body % (text.encode(), text.encode()), 201).json
+        assert (created["total_tickets"], created["prizes"][0]["amount"]) == (value, value), text[:40]
+        ticket = b'{"ticket_number": %s, "verification_code": "x"}' % text.encode()
+        path = f"/raffles/{created['id']}/verify-ticket/"
+        if len(ticket) <= 4096:
+            refused(client.send("POST", path, ticket, 400), "not-drawn")
+
+
+def test_any_other_number_is_refused_at_once(client):
+    """Nothing is computed from a number that is out of range: see the time limit of a test."""
+    for text in NO_WHOLE_NUMBERS:
+        body = b'{"name": "Fair", "total_tickets": %s, "prizes": [{"name": "Pen", "amount": 1}]}' % text.encode()
+        assert_refused(client, "/raffles/", body, f"total_tickets must be {INTEGER}")
+        body = b'{"name": "Fair", "total_tickets": 9, "prizes": [{"name": "Pen", "amount": %s}]}' % text.encode()
+        assert_refused(client, "/raffles/", body, f"prizes[0].amount must be {INTEGER}")
     assert client.get("/raffles/").json == []
 
 
 def test_there_are_no_more_prizes_than_tickets(client):
-    for amounts in ([4], [2, 2], TOO_LARGE[:1], TOO_LARGE[-1:]):
+    for amounts in ([4], [2, 2], [2**53 - 1], [2**53 - 1] * 3):
         prizes = [{"name": "Book", "amount": amount} for amount in amounts]
         refused(client.create(3, prizes, 400), "too-many-prizes", "Too many prizes")
     assert client.get("/raffles/").json == []
@@ -72,22 +154,87 @@ def test_there_are_no_more_prizes_than_tickets(client):
 
 def test_a_ticket_is_refused_with_the_member_and_what_was_expected(client):
     for action in ("verify-ticket", "redeem"):
-        bodies = [replaced(TICKET, value, "ticket_number") for value in NO_INTEGERS + TOO_LARGE]
-        assert_refused(client, f"{NO_RAFFLE}{action}/", bodies, f"ticket_number must be {INTEGER}")
-        bodies = [replaced(TICKET, value, "verification_code") for value in (MISSING, None, 1, True, [], {})]
-        assert_refused(client, f"{NO_RAFFLE}{action}/", bodies, "verification_code must be a string")
+        for member, values, expected in (
+            ("ticket_number", NO_INTEGERS + TOO_LARGE, INTEGER),
+            ("verification_code", (MISSING, None, 1, True, [], {}), "a string"),
+        ):
+            path, sentence = f"{NO_RAFFLE}{action}/", f"{member} must be {expected}"
+            assert_members_refused(client, path, TICKET, [member], values, sentence)
 
 
 def test_no_draw_is_made_by_a_request_that_may_have_meant_another(client):
     raffle, _ = client.new_sold_out()
-    bodies = [{"public_randomness": value} for value in [None, *NO_RANDOMNESS]]
-    assert_refused(client, f"{raffle}winners/", bodies, f"public_randomness must be {PRINTABLE}")
+    for value, fault in NO_RANDOMNESS:
+        detail = f"public_randomness must be {RANDOMNESS}: it {fault}"
+        assert_refused(client, f"{raffle}winners/", {"public_randomness": value}, detail)
     for body in ({"public_randomness": "x", "more": 1}, {"Public_Randomness": "x"}, {"more": {}}):
         detail = client.draw(raffle, body, 400).json["detail"]
         assert ([*body][-1] in detail, "public_randomness" in detail) == (True, True), body
     client.send("POST", f"{raffle}winners/?public_randomness=x", None, 400)
-    client.send("POST", f"{raffle}winners/", None, 415, Transfer_Encoding="chunked")
+    client.send("POST", f"{raffle}winners/", None, 411, Transfer_Encoding="chunked")
     assert client.get(raffle).json["public_randomness"] is None
+
+
+def test_randomness_is_visible_ascii_with_single_spaces(client):
+    for value in ("x", "!~", "a1 b2 c3", "7 13 21 34 42 49", "x" * 1000):
+        raffle, _ = client.new_sold_out()
+        client.draw(raffle, {"public_randomness": value})
+        assert client.get(raffle).json["public_randomness"] == value
+
+
+class Trickle(io.BytesIO):
+    """The body of a request whose reads return less than they are asked for."""
+
+    def read(self, size=-1):
+        return super().read(min(size, 7))
+
+
+@pytest.mark.parametrize(
+    ("environ", "is_read"),
+    [
+        ({"wsgi.input_terminated": True, "SERVER_PROTOCOL": "HTTP/2"}, True),
+        ({"wsgi.input_terminated": True, "HTTP_TRANSFER_ENCODING": "chunked"}, True),
+        ({"SERVER_PROTOCOL": "HTTP/2"}, False),
+        ({"SERVER_PROTOCOL": "HTTP/3"}, False),
+        ({"HTTP_TRANSFER_ENCODING": "Chunked"}, False),
+        ({"CONTENT_LENGTH": "", "HTTP_TRANSFER_ENCODING": "chunked"}, False),
+    ],
+)
+def test_a_body_without_a_length_is_read_to_its_end_or_refused(client, environ, is_read):
+    """Never ignored: on HTTP/2 servers a draw would be made with other randomness than was sent."""
+
+    def post(path, data):
+        request = TestRequest.blank(path, method="POST", content_type="application/json")
+        request.environ.pop("CONTENT_LENGTH", None)
+        request.environ.update(REMOTE_ADDR=MANAGER, **{"wsgi.input": Trickle(data), **environ})
+        return client.do_request(request, status="*", expect_errors=True)
+
+    raffle, [ticket] = client.new_sold_out()
+    drawn = post(f"{raffle}winners/", b'{"public_randomness": "round 7"}')
+    assert drawn.status_int == (201 if is_read else 411)
+    assert client.get(raffle).json["public_randomness"] == ("round 7" if is_read else None)
+    if not is_read:
+        refused(drawn, None, "The request must have a Content-Length")
+        client.draw(raffle)
+
+    for path, (body, longest, success) in BODIES.items():
+        text = json.dumps(body).encode()
+        assert post(path, text.ljust(longest)).status_int == (success if is_read else 411), path
+        assert post(path, text.ljust(longest + 1)).status_int == (413 if is_read else 411), path
+    assert post(f"{raffle}verify-ticket/", json.dumps(ticket).encode()).status_int == (200 if is_read else 411)
+    # Neither takes a body, so neither asks.
+    other = client.new_raffle()
+    assert post(f"{other}participate/", b"").status_int == 201
+    assert post(f"{other}close/", b"").status_int == 200
+
+
+def test_on_http_1_a_post_without_length_and_chunks_has_no_body(client):
+    raffle, _ = client.new_sold_out()
+    request = TestRequest.blank(f"{raffle}winners/", method="POST")
+    request.environ.pop("CONTENT_LENGTH", None)
+    request.environ.update(REMOTE_ADDR=MANAGER, SERVER_PROTOCOL="HTTP/1.0")
+    assert client.do_request(request, status=201)
+    assert client.get(raffle).json["public_randomness"].startswith("made by the server: ")
 
 
 NOT_AN_OBJECT = [b" ", b"null", b"true", b"0", b'"x"', b"[]", b"[{}]", b"{", b"{}{}", b"{'name': 1}", b"name=Fair&x=1"]

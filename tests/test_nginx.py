@@ -109,6 +109,19 @@ def test_behind_nginx_every_client_is_who_it_is(serve, nginx, tmp_path, listen):
     assert "WARNING" not in server.log.read_text()
 
 
+def test_behind_nginx_that_is_not_trusted_nobody_is_a_manager(serve, nginx):
+    """Everybody has the address 127.0.0.1 there, which the README's first command makes a manager's."""
+    server = serve(MANAGER_IPS="127.0.0.1")
+    port, raffle = nginx(server), server.create()
+    body = json.dumps({"name": "Fair", "total_tickets": 4, "prizes": ONE_PRIZE})
+    for path in ("/raffles/", f"{raffle}close/", f"{raffle}winners/", f"{raffle}redeem/"):
+        status, _, answer = ask(port, "POST", path, body, source="127.0.0.77")
+        assert (status, json.loads(answer)["type"]) == (403, "urn:raffle:not-a-manager"), path
+        assert b"127.0.0.1" in answer and b"RAFFLE_TRUSTED_PROXIES" in answer, path
+    assert len(server.request("GET", "/raffles/")[2]) == 1
+    assert server.log.read_text().count("WARNING") == 1
+
+
 def test_a_long_body_passes_nginx(serve, nginx):
     port = nginx(serve(RAFFLE_TRUSTED_PROXIES="127.0.0.1"))
     prizes = [{"name": f"{n:070}", "amount": 1} for n in range(9_000)]

@@ -39,7 +39,7 @@ def test_every_refusal_is_described_with_its_type_and_detail():
 
 def test_the_bounds_are_those_of_the_service(client):
     schemas, parameters = (DESCRIPTION["components"][part] for part in ("schemas", "parameters"))
-    for member, text in (("name", schemas["Name"]), ("randomness_source", schemas["PublicRandomness"])):
+    for member, text in (("name", schemas["Name"]), ("randomness_source", schemas["RandomnessSource"])):
         client.create(**{member: "x" * text["maxLength"]})
         client.create(**{member: "x" * (text["maxLength"] + 1)}, status=400)
     path = client.new_raffle(schemas["PositiveInteger"]["maximum"])
