@@ -46,11 +46,17 @@ class Database:
         schema: SQL that creates the tables and sets application_id and user_version.
         """
         if sqlite3.sqlite_version_info < (3, 37):  # STRICT tables
-            raise DatabaseRefused(f"SQLite 3.37 or newer is needed, and this Python has {sqlite3.sqlite_version}")
+            raise DatabaseRefused(
+                f"SQLite 3.37 or newer is needed, and this Python has {sqlite3.sqlite_version}"
+            )
         # Whatever becomes of the current directory or of a link, it stays the same file.
         self.path = Path(os.path.realpath(path))
-        self.long_job = threading.Lock()  # for what takes several writes, such as a draw: one at a time
-        self._writes = queue.SimpleQueue()  # (action and key, request, queue for the outcome), at last None
+        self.long_job = (
+            threading.Lock()
+        )  # for what takes several writes, such as a draw: one at a time
+        self._writes = (
+            queue.SimpleQueue()
+        )  # (action and key, request, queue for the outcome), at last None
         self._readers = queue.SimpleQueue()
         self._gate = threading.Lock()  # nothing is put behind the None
         self._is_over = self._is_failing = self._own_files = False
@@ -63,11 +69,17 @@ class Database:
             self._writer.executescript(schema + PRAGMAS)
             for _ in range(READERS):
                 self._readers.put(reader := _connect(self.path, "ro"))
-                reader.execute(IDENTITY)  # opens the -wal file now, so that it is not another one later
+                reader.execute(
+                    IDENTITY
+                )  # opens the -wal file now, so that it is not another one later
             self._require_own_files()
         except (OSError, sqlite3.Error) as error:
-            raise DatabaseRefused(f"{self.path} cannot be opened: {getattr(error, 'strerror', error)}") from error
-        self._thread = threading.Thread(target=self._write_batches, name="raffle-writer", daemon=True)
+            raise DatabaseRefused(
+                f"{self.path} cannot be opened: {getattr(error, 'strerror', error)}"
+            ) from error
+        self._thread = threading.Thread(
+            target=self._write_batches, name="raffle-writer", daemon=True
+        )
         self._thread.start()
 
     def read(self, sql, values=()):
@@ -118,7 +130,9 @@ class Database:
         with self._gate:
             self._is_over = True
             self._writes.put(None)
-        if threading.current_thread() is not self._thread:  # where the garbage collector may close an application
+        if (
+            threading.current_thread() is not self._thread
+        ):  # where the garbage collector may close an application
             self._thread.join()
 
     def _require_own_process(self):
@@ -140,7 +154,9 @@ class Database:
 
     def _require_own_files(self):
         """Raise OSError or DatabaseUnavailable unless the files are those of the first call."""
-        files = [Path(f"{self.path}{end}").stat()[1:3] for end in ("", "-wal", "-shm")]  # inode, device
+        files = [
+            Path(f"{self.path}{end}").stat()[1:3] for end in ("", "-wal", "-shm")
+        ]  # inode, device
         self._own_files = self._own_files or files
         if files != self._own_files:
             raise DatabaseUnavailable(f"{self.path} or its -wal or -shm file was replaced")
@@ -226,7 +242,9 @@ def _prepare(path, schema):
     for place in filter(Path.exists, (path.parent, path)):
         if not os.access(place, os.W_OK, effective_ids=True):
             user, owner = os.geteuid(), place.stat().st_uid
-            raise DatabaseRefused(f"{place} cannot be written by user {user}: it belongs to user {owner}")
+            raise DatabaseRefused(
+                f"{place} cannot be written by user {user}: it belongs to user {owner}"
+            )
     path.touch(0o600)
     with closing(sqlite3.connect(":memory:")) as model:
         application, needed = model.executescript(schema).execute(IDENTITY).fetchone()
@@ -235,12 +253,16 @@ def _prepare(path, schema):
         if path.stat().st_size and found != application:
             raise DatabaseRefused(f"{path} was made by another program")
     if found and version != needed:
-        raise DatabaseRefused(f"{path} has version {version}, but this program needs version {needed}")
+        raise DatabaseRefused(
+            f"{path} has version {version}, but this program needs version {needed}"
+        )
 
 
 def _connect(path, mode):
     uri = f"{path.as_uri()}?mode={mode}"
     # Transactions begin where the code says so. One thread at a time uses a connection, but not always the same.
-    connection = sqlite3.connect(uri, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False, uri=True)
+    connection = sqlite3.connect(
+        uri, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False, uri=True
+    )
     connection.row_factory = sqlite3.Row
     return connection

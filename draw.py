@@ -90,7 +90,15 @@ ROUNDS = 24
 MAX_ANSWER = 16 * 2**20  # bytes
 READ_TIMEOUT = 60  # seconds
 # What a raffle shows from the start, and what it shows once it is closed.
-FROM_START = ("id", "total_tickets", "prizes", "created_at", "algorithm", "randomness_source", "draw_commitment")
+FROM_START = (
+    "id",
+    "total_tickets",
+    "prizes",
+    "created_at",
+    "algorithm",
+    "randomness_source",
+    "draw_commitment",
+)
 FROM_CLOSE = ("issued_tickets", "closed_at")
 
 
@@ -131,7 +139,9 @@ def winning_numbers(raffle_id, secret, public_randomness, total_tickets, issued_
     0 to total_tickets. amount: number of prizes.
     """
     dealt = deal_key(raffle_id, secret)
-    key = hashlib.sha256(ALGORITHM.encode() + raffle_id.encode() + secret + public_randomness.encode()).digest()
+    key = hashlib.sha256(
+        ALGORITHM.encode() + raffle_id.encode() + secret + public_randomness.encode()
+    ).digest()
     words = _words(key)
     displaced = {}
     for last in range(issued_tickets, max(0, issued_tickets - amount), -1):
@@ -178,12 +188,17 @@ def check_draw(raffle, wins, saved=()):
     times = [raffle["created_at"], raffle["closed_at"], raffle["drawn_at"]]
     results = [
         (f"The draw was made by {ALGORITHM}", raffle["algorithm"] == ALGORITHM),
-        ("The secret is the committed one", hashlib.sha256(secret).hexdigest() == raffle["draw_commitment"]),
+        (
+            "The secret is the committed one",
+            hashlib.sha256(secret).hexdigest() == raffle["draw_commitment"],
+        ),
         ("The wins follow from the secret, the randomness and issued_tickets", follow),
         ("The raffle was created, closed and drawn in this order", times == sorted(times)),
     ]
     if saved:
-        different = sorted({name for earlier in saved for name in _differing_members(raffle, earlier)})
+        different = sorted(
+            {name for earlier in saved for name in _differing_members(raffle, earlier)}
+        )
         which = f" (different: {', '.join(different)})" if different else ""
         results.insert(0, (f"The raffle agrees with what you saved of it{which}", not different))
     return results
@@ -195,7 +210,9 @@ def _differing_members(raffle, earlier):
     if earlier["public_randomness"] is not None:
         members += ("public_randomness",)
     different = [name for name in members if earlier[name] != raffle[name]]
-    return different + (["issued_tickets"] if earlier["issued_tickets"] > raffle["issued_tickets"] else [])
+    return different + (
+        ["issued_tickets"] if earlier["issued_tickets"] > raffle["issued_tickets"] else []
+    )
 
 
 def _number_and_prize(win):
@@ -213,7 +230,10 @@ def _require_drawn(raffle):
     forms = {
         "id": "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}",
         **dict.fromkeys(("draw_commitment", "secret"), "[0-9a-f]{64}"),
-        **dict.fromkeys(("created_at", "closed_at", "drawn_at"), "[0-9]{4}(-[0-9]{2}){2}T([0-9]{2}:){2}[0-9]{2}Z"),
+        **dict.fromkeys(
+            ("created_at", "closed_at", "drawn_at"),
+            "[0-9]{4}(-[0-9]{2}){2}T([0-9]{2}:){2}[0-9]{2}Z",
+        ),
         "public_randomness": RANDOMNESS_FORM,
     }
     for name, form in forms.items():
@@ -227,7 +247,10 @@ def _require_drawn(raffle):
         raise ValueError("randomness_source is malformed")
     total, issued = raffle["total_tickets"], raffle["issued_tickets"]
     amounts = [prize["amount"] for prize in raffle["prizes"]]
-    if not all(type(n) is int and n >= 1 for n in (total, *amounts)) or not sum(amounts) <= total <= MAX_TICKETS:
+    if (
+        not all(type(n) is int and n >= 1 for n in (total, *amounts))
+        or not sum(amounts) <= total <= MAX_TICKETS
+    ):
         raise ValueError("total_tickets or prizes are malformed")
     if type(issued) is not int or not 0 <= issued <= total:
         raise ValueError("issued_tickets is malformed")
@@ -239,13 +262,24 @@ def _require_drawn(raffle):
 def main():
     """Check the draw that the command line names; return the exit status."""
     parser = argparse.ArgumentParser(description="Check the draw of a raffle.")
-    parser.add_argument("raffle", help="address of the raffle, or file with the raffle after the draw")
+    parser.add_argument(
+        "raffle", help="address of the raffle, or file with the raffle after the draw"
+    )
     parser.add_argument("winners", nargs="*", help="files with all pages of wins, in order")
-    parser.add_argument("--before", nargs="+", action="extend", default=[], metavar="FILE", help="files saved before")
+    parser.add_argument(
+        "--before",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FILE",
+        help="files saved before",
+    )
     arguments = parser.parse_args()
     address = re.match("(?i)https?://[^?#]*/raffles/([^/?#]+)", arguments.raffle)
     if bool(arguments.winners) == bool(address):
-        parser.error("expected an address such as https://host/raffles/<id>/, or files with the raffle and the wins")
+        parser.error(
+            "expected an address such as https://host/raffles/<id>/, or files with the raffle and the wins"
+        )
     # A terminal may not know every character.
     sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -257,7 +291,9 @@ def main():
             raffle, _ = _fetch(f"{address[0]}/", dict)
             if raffle["id"] != address[1].lower():
                 raise ValueError("the address returns another raffle")
-            wins = _fetch_wins(f"{address[0]}/winners/", amount_of_wins(raffle["prizes"], raffle["issued_tickets"]))
+            wins = _fetch_wins(
+                f"{address[0]}/winners/", amount_of_wins(raffle["prizes"], raffle["issued_tickets"])
+            )
         results = check_draw(raffle, wins, saved)
     except Exception as error:  # there is no end to what a server may send
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
@@ -274,23 +310,35 @@ def _print_remarks(raffle, saved):
     """Print what the program cannot check."""
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     if raffle["drawn_at"] > now:
-        print(f"The draw is dated {raffle['drawn_at']}, but this computer's clock shows {now}: one of them is wrong.")
+        print(
+            f"The draw is dated {raffle['drawn_at']}, but this computer's clock shows {now}: one of them is wrong."
+        )
     randomness, source = raffle["public_randomness"], raffle["randomness_source"]
     print("This program cannot check:")
     # Once the randomness is decided, the server knows the winners.
     early = [earlier for earlier in saved if earlier["public_randomness"] is None]
     if all(earlier["closed_at"] for earlier in early):
-        print("- that the raffle showed the same tickets, prizes and source before the close, and this commitment:")
+        print(
+            "- that the raffle showed the same tickets, prizes and source before the close, and this commitment:"
+        )
         print(f"  {raffle['draw_commitment']}")
     if not any(earlier["closed_at"] for earlier in early):
         print(f"- that issued_tickets was {raffle['issued_tickets']} when the raffle was closed")
     if randomness.startswith(MADE_BY_SERVER):
-        print("- that the server did not choose this randomness, because no public randomness was used:")
+        print(
+            "- that the server did not choose this randomness, because no public randomness was used:"
+        )
     elif source:
-        print("- that the announcement fixes chain, member and spelling, so that only one text fits it;")
-        print(f"- that this randomness is the announced one, and was unknown to everyone at {raffle['closed_at']}:")
+        print(
+            "- that the announcement fixes chain, member and spelling, so that only one text fits it;"
+        )
+        print(
+            f"- that this randomness is the announced one, and was unknown to everyone at {raffle['closed_at']}:"
+        )
     else:
-        print(f"- that nobody chose this randomness, and that it was unknown to everyone at {raffle['closed_at']}:")
+        print(
+            f"- that nobody chose this randomness, and that it was unknown to everyone at {raffle['closed_at']}:"
+        )
     print(f"  {randomness}")
     if source:
         print(f"  announced: {source}")
@@ -309,7 +357,9 @@ def _fetch_wins(url, amount):
 def _fetch(url, kind):
     """Return the JSON at a URL, and the URL of its next page or None. Raises ValueError."""
     with urllib.request.urlopen(url, timeout=READ_TIMEOUT) as answer:
-        buffer = bytearray(MAX_ANSWER + 1)  # read() would follow a chunk of negative length to its end
+        buffer = bytearray(
+            MAX_ANSWER + 1
+        )  # read() would follow a chunk of negative length to its end
         text = buffer[: answer.readinto(buffer)]
         link = re.match(r'<[^>?]*(\?[^>]*)>; rel="next"', answer.headers.get("Link", ""))
     if len(text) > MAX_ANSWER:

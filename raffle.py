@@ -49,17 +49,45 @@ CHARACTER_NAMES = {
 ERRORS = {
     storage.RaffleNotFound: (404, "There is no raffle with this id", "no-such-raffle"),
     storage.InvalidPage: (400, "{}", "invalid-page"),
-    storage.TicketsNoLongerAvailable: (410, "Tickets to this raffle are no longer available", "no-tickets-left"),
-    storage.HasParticipated: (403, "Your ip address has already participated in this raffle", "already-participated"),
+    storage.TicketsNoLongerAvailable: (
+        410,
+        "Tickets to this raffle are no longer available",
+        "no-tickets-left",
+    ),
+    storage.HasParticipated: (
+        403,
+        "Your ip address has already participated in this raffle",
+        "already-participated",
+    ),
     storage.RaffleAlreadyClosed: (403, "The raffle has already been closed", "already-closed"),
-    storage.WinnersAlreadyDrawn: (403, "Winners for the raffle have already been drawn", "already-drawn"),
-    storage.TicketsStillAvailable: (403, "Winners can't be drawn when tickets are still available", "tickets-left"),
-    storage.RandomnessRequired: (400, "The raffle is drawn with public_randomness from: {}", "randomness-required"),
+    storage.WinnersAlreadyDrawn: (
+        403,
+        "Winners for the raffle have already been drawn",
+        "already-drawn",
+    ),
+    storage.TicketsStillAvailable: (
+        403,
+        "Winners can't be drawn when tickets are still available",
+        "tickets-left",
+    ),
+    storage.RandomnessRequired: (
+        400,
+        "The raffle is drawn with public_randomness from: {}",
+        "randomness-required",
+    ),
     storage.WinnersNotDrawn: (400, "Winners for the raffle have not been drawn yet", "not-drawn"),
     storage.InvalidVerificationCode: (400, "Invalid verification code", "invalid-code"),
     storage.TicketHasNotWon: (403, "This ticket has not won a prize", "no-prize"),
-    storage.PrizeAlreadyRedeemed: (403, "The prize of this ticket was already redeemed at {}", "already-redeemed"),
-    storage.DatabaseUnavailable: (503, "The database cannot be read or written at the moment", None),
+    storage.PrizeAlreadyRedeemed: (
+        403,
+        "The prize of this ticket was already redeemed at {}",
+        "already-redeemed",
+    ),
+    storage.DatabaseUnavailable: (
+        503,
+        "The database cannot be read or written at the moment",
+        None,
+    ),
 }
 
 log = logging.getLogger("raffle")
@@ -101,21 +129,29 @@ def _networks(text):
     entries = text.split(",") if isinstance(text, str) else text or ()
     networks = [ipaddress.ip_network(entry.strip()) for entry in entries]
     # Those of IPv4-mapped addresses as IPv4, as addresses are compared.
-    mapped = [(network, getattr(network.network_address, "ipv4_mapped", None)) for network in networks]
-    return [ipaddress.ip_network((ipv4, net.prefixlen - 96)) if ipv4 else net for net, ipv4 in mapped]
+    mapped = [
+        (network, getattr(network.network_address, "ipv4_mapped", None)) for network in networks
+    ]
+    return [
+        ipaddress.ip_network((ipv4, net.prefixlen - 96)) if ipv4 else net for net, ipv4 in mapped
+    ]
 
 
 def _path(value):
     text = os.fspath(value)
     if not text.isprintable() or text != text.strip():
-        raise ValueError(f"{text!r} has white space at an end, or characters that cannot be printed")
+        raise ValueError(
+            f"{text!r} has white space at an end, or characters that cannot be printed"
+        )
     return text
 
 
 def _listen(text):
     match = re.fullmatch(f"{ADDRESS}:([0-9]{{1,5}})", text)
     if not match or int(match[3]) > 65535:
-        raise ValueError(f"{text!r} is not an address and port such as 127.0.0.1:8080 or [::1]:8080")
+        raise ValueError(
+            f"{text!r} is not an address and port such as 127.0.0.1:8080 or [::1]:8080"
+        )
     ipaddress.ip_address(match[1] or match[2])
     return text
 
@@ -139,11 +175,23 @@ def _integer(lowest, highest, text):
 SETTINGS = {
     "MANAGER_IPS": (_networks, None, "Managers' addresses or networks, comma-separated."),
     "RAFFLE_DATABASE": (_path, "raffle.db", "Path of the SQLite file, created if missing."),
-    "RAFFLE_LISTEN": (_listen, "127.0.0.1:8080", "Address and port; [::1]:8080 for IPv6. Port 0 picks one."),
+    "RAFFLE_LISTEN": (
+        _listen,
+        "127.0.0.1:8080",
+        "Address and port; [::1]:8080 for IPv6. Port 0 picks one.",
+    ),
     "RAFFLE_THREADS": (partial(_integer, 1, 200), "64", "Requests handled at once."),
     "RAFFLE_TRUSTED_PROXIES": (_networks, None, "Proxies whose X-Forwarded-For is trusted."),
-    "RAFFLE_HOSTS": (_hosts, None, "Host names to answer to; others get 421 (not /health). Unset: all."),
-    "RAFFLE_IPV6_PREFIX": (partial(_integer, 1, 128), "128", "Bits that identify an IPv6 client. On the internet: 64."),
+    "RAFFLE_HOSTS": (
+        _hosts,
+        None,
+        "Host names to answer to; others get 421 (not /health). Unset: all.",
+    ),
+    "RAFFLE_IPV6_PREFIX": (
+        partial(_integer, 1, 128),
+        "128",
+        "Bits that identify an IPv6 client. On the internet: 64.",
+    ),
 }
 
 
@@ -192,7 +240,9 @@ def forwarding_fault():
             "taken for a manager's: send X-Forwarded-For, or connect from an address that is no proxy's"
         )
 
-    is_forwarded = any(name in FORWARDING_HEADERS or name.startswith("HTTP_X_FORWARDED_") for name in environ)
+    is_forwarded = any(
+        name in FORWARDING_HEADERS or name.startswith("HTTP_X_FORWARDED_") for name in environ
+    )
     if not is_forwarded:
         return None
     return (
@@ -371,7 +421,9 @@ def require_randomness(value, member):
     """
     rule = f"1 to {storage.MAX_RANDOMNESS} visible ASCII characters with single spaces between"
     if not isinstance(value, str):
-        raise Refused(400, f"{member} must be {rule}: it is {JSON_TYPES[type(value)]}, not a string")
+        raise Refused(
+            400, f"{member} must be {rule}: it is {JSON_TYPES[type(value)]}, not a string"
+        )
     if not value:
         raise Refused(400, f"{member} must be {rule}: it is empty")
     if len(value) > storage.MAX_RANDOMNESS:
@@ -420,11 +472,15 @@ def read_randomness():
     """Return the public randomness of the request's body, or None. Raises Refused 411, 415, 413, 400."""
     # A draw cannot be undone, so one that may have been meant otherwise is refused.
     if request.query_string:
-        raise Refused(400, "public_randomness must be sent in the body, and this request takes no query")
+        raise Refused(
+            400, "public_randomness must be sent in the body, and this request takes no query"
+        )
     body = json_object(is_optional=True)
     for name, value in body.items():
         if name != "public_randomness":
-            raise Refused(400, f"The only member of the body must be public_randomness, not {name[:100]!r}")
+            raise Refused(
+                400, f"The only member of the body must be public_randomness, not {name[:100]!r}"
+            )
         require_randomness(value, name)
     return body.get("public_randomness")
 
@@ -467,7 +523,9 @@ def problem(error):
     status, _, title = error.status_line.partition(" ")
     if error.status_code == 405:
         # Bottle serves HEAD wherever it serves GET, but does not say so.
-        response.set_header("Allow", response.get_header("Allow").replace("GET", "GET,HEAD").replace(",", ", "))
+        response.set_header(
+            "Allow", response.get_header("Allow").replace("GET", "GET,HEAD").replace(",", ", ")
+        )
     if error.status_code == 503:
         response.set_header("Retry-After", "5")
     kind = getattr(error, "kind", "about:blank")
@@ -487,9 +545,14 @@ def send_json(value, content_type="application/json"):
 
 routes = Bottle()
 routes.install(answer_json)
-routes.get("/", callback=lambda: {"raffles": "/raffles/", "description": "/openapi.json", "health": "/health"})
+routes.get(
+    "/",
+    callback=lambda: {"raffles": "/raffles/", "description": "/openapi.json", "health": "/health"},
+)
 routes.get("/openapi.json/", callback=lambda: request.app.description)
-routes.get("/raffles/<raffle_id>/", callback=lambda raffle_id: request.app.storage.get_raffle(raffle_id))
+routes.get(
+    "/raffles/<raffle_id>/", callback=lambda raffle_id: request.app.storage.get_raffle(raffle_id)
+)
 
 
 @routes.get("/health/")
@@ -502,7 +565,9 @@ def health():
 def create_raffle():
     manager = require_manager()
     body = json_object()
-    name, total_tickets, prizes, source = map(body.get, ("name", "total_tickets", "prizes", "randomness_source"))
+    name, total_tickets, prizes, source = map(
+        body.get, ("name", "total_tickets", "prizes", "randomness_source")
+    )
     require_name(name, "name")
     require_ticket_number(total_tickets, "total_tickets")
     require_prizes(prizes, total_tickets)
@@ -517,7 +582,9 @@ def create_raffle():
 
 @routes.get("/raffles/")
 def list_raffles():
-    return linked(*request.app.storage.list_raffles(request.query.get("limit"), request.query.get("cursor")))
+    return linked(
+        *request.app.storage.list_raffles(request.query.get("limit"), request.query.get("cursor"))
+    )
 
 
 @routes.post("/raffles/<raffle_id>/participate/")
@@ -563,7 +630,12 @@ def verify_ticket(raffle_id):
 def redeem_prize(raffle_id):
     manager = require_manager()
     redeemed = request.app.storage.redeem_prize(raffle_id, *read_ticket())
-    log.info("The prize of ticket %d of raffle %s redeemed by %s", redeemed["ticket_number"], raffle_id, manager)
+    log.info(
+        "The prize of ticket %d of raffle %s redeemed by %s",
+        redeemed["ticket_number"],
+        raffle_id,
+        manager,
+    )
     response.status = 201
     return redeemed
 
@@ -616,7 +688,10 @@ def prepare():
 
 def main():
     """Serve the application, as the environment says, or answer --help or --version."""
-    lines = (f"  {name} ({default or 'none'})\n      {text}\n" for name, (_, default, text) in SETTINGS.items())
+    lines = (
+        f"  {name} ({default or 'none'})\n      {text}\n"
+        for name, (_, default, text) in SETTINGS.items()
+    )
     parser = argparse.ArgumentParser(
         prog="raffle",
         description=f"Raffle {VERSION}: serve raffles over HTTP.",
@@ -658,7 +733,9 @@ class LineFormatter(logging.Formatter):
 
     def format(self, record):
         text = super().format(record).replace("\n", "\n    ")
-        return "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text)
+        return "".join(
+            char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text
+        )
 
 
 if __name__ == "__main__":

@@ -27,7 +27,9 @@ class Request(HTTPRequestParser):
         RFC 9112, 9.3.2, allows closing the connection.
         """
         consumed = super().received(data)
-        self.expect_continue = self.expect_continue and not self.completed  # nobody waits for a body that is not there
+        self.expect_continue = (
+            self.expect_continue and not self.completed
+        )  # nobody waits for a body that is not there
         # Blank lines before a request are an empty one for waitress.
         if self.completed and not self.empty and data[consumed:].strip(b"\r\n"):
             self.headers["CONNECTION"] = "close"
@@ -110,7 +112,11 @@ def serve(app, listener, threads, max_body, is_over):
         for channel, activity in before.items():
             # In this order: a thread adds to what is to be sent before it takes the request off the list. What has
             # arrived unread would have been read in this turn.
-            if not channel.requests and not channel.total_outbufs_len and channel.last_activity == activity:
+            if (
+                not channel.requests
+                and not channel.total_outbufs_len
+                and channel.last_activity == activity
+            ):
                 channel.handle_close()
         _close_stalled(server, min(1, STALL_TIMEOUT))
 

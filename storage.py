@@ -111,7 +111,9 @@ class Storage:
         randomness_source: text that says which public randomness the draw will
         use, or None.
         """
-        return self.database.write(_insert_raffles, None, (name, total_tickets, prizes, randomness_source))
+        return self.database.write(
+            _insert_raffles, None, (name, total_tickets, prizes, randomness_source)
+        )
 
     def list_raffles(self, limit=None, cursor=None):
         """Return a page of raffles without their prizes, latest first, and the cursor of the next page or None.
@@ -122,7 +124,9 @@ class Storage:
         limit, before = _page(limit, cursor, MAX_RAFFLES_PER_PAGE)
         latest = "sequence < ? ORDER BY sequence DESC LIMIT ?"
         rows = _rows(self.database.read, latest, before or 2**63 - 1, limit + 1)
-        return [_body(row) for row in rows[:limit]], rows[limit - 1]["sequence"] if len(rows) > limit else None
+        return [_body(row) for row in rows[:limit]], rows[limit - 1]["sequence"] if len(
+            rows
+        ) > limit else None
 
     def get_raffle(self, raffle_id):
         """Return a raffle as a dict, its prizes in the manager's order. Raises RaffleNotFound."""
@@ -235,9 +239,14 @@ class Storage:
         """
         sequence, prizes = raffle["sequence"], _prizes(self.database.read, raffle)
         amount = draw.amount_of_wins(prizes, raffle["issued_tickets"])
-        inputs = [raffle[name] for name in ("id", "secret", "public_randomness", "total_tickets", "issued_tickets")]
+        inputs = [
+            raffle[name]
+            for name in ("id", "secret", "public_randomness", "total_tickets", "issued_tickets")
+        ]
         # Computed outside the writing thread, so that nobody waits for it.
-        positions = (position for position, prize in enumerate(prizes, 1) for _ in range(prize["amount"]))
+        positions = (
+            position for position, prize in enumerate(prizes, 1) for _ in range(prize["amount"])
+        )
         wins = zip(draw.winning_numbers(*inputs, amount), positions)
         for first in range(1, amount + 1, WINS_PER_COMMIT):
             # In one statement (measured: under load, plain rows take half as long again).
@@ -274,7 +283,11 @@ class Storage:
         """
         raffle = _find(self.database.read, raffle_id)
         limit, after = _page(limit, cursor, MAX_WINS_PER_PAGE)
-        return _wins(self.database, raffle["sequence"], limit, after) if raffle["drawn_at"] else ([], None)
+        return (
+            _wins(self.database, raffle["sequence"], limit, after)
+            if raffle["drawn_at"]
+            else ([], None)
+        )
 
     def verify_ticket(self, raffle_id, ticket_number, verification_code):
         """Return as a dict whether the ticket has won, its prize, and when that was redeemed.
@@ -319,7 +332,9 @@ class Storage:
             (now, raffle_id, ticket_number),
         )
         if not redeemed:
-            raise PrizeAlreadyRedeemed(self.verify_ticket(raffle_id, ticket_number, verification_code)["redeemed_at"])
+            raise PrizeAlreadyRedeemed(
+                self.verify_ticket(raffle_id, ticket_number, verification_code)["redeemed_at"]
+            )
         return {"ticket_number": ticket_number, "prize": verdict["prize"], "redeemed_at": now}
 
 
@@ -361,12 +376,17 @@ def _body(row, **prizes):
     is_drawn = row["drawn_at"] is not None
     return {
         **{name: row[name] for name in ("id", "name", "total_tickets", "issued_tickets")},
-        "available_tickets": 0 if row["closed_at"] else row["total_tickets"] - row["issued_tickets"],
+        "available_tickets": 0
+        if row["closed_at"]
+        else row["total_tickets"] - row["issued_tickets"],
         "winners_drawn": is_drawn,
         **prizes,
         **{name: row[name] for name in ("created_at", "closed_at", "drawn_at")},
         "algorithm": draw.ALGORITHM,
-        **{name: row[name] for name in ("draw_commitment", "randomness_source", "public_randomness")},
+        **{
+            name: row[name]
+            for name in ("draw_commitment", "randomness_source", "public_randomness")
+        },
         "secret": row["secret"].hex() if is_drawn else None,
     }
 
@@ -392,7 +412,11 @@ def _insert_raffles(db, _, requests):
     """Store a raffle for each request: (name, total_tickets, prizes, randomness_source); its outcome is the raffle."""
     raffles = []
     for name, total_tickets, prizes, source in requests:
-        raffle_id, secret, address_key = str(uuid.uuid4()), secrets.token_bytes(32), secrets.token_bytes(32)
+        raffle_id, secret, address_key = (
+            str(uuid.uuid4()),
+            secrets.token_bytes(32),
+            secrets.token_bytes(32),
+        )
         commitment = hashlib.sha256(secret).hexdigest()
         sequence = db.execute(
             """
@@ -407,7 +431,10 @@ def _insert_raffles(db, _, requests):
             INSERT INTO prize (raffle, position, name, amount)
             VALUES (?, ?, ?, ?)
             """,
-            ((sequence, position, prize["name"], prize["amount"]) for position, prize in enumerate(prizes, 1)),
+            (
+                (sequence, position, prize["name"], prize["amount"])
+                for position, prize in enumerate(prizes, 1)
+            ),
         )
         # Read before the commit: what is stored must not be answered as a failure.
         raffle = _find(db.execute, raffle_id)

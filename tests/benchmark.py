@@ -97,7 +97,9 @@ def one(connection, method, path, status, body="", address=None):
     n = next(addresses)
     address = address or f"11.{n // 65536 % 256}.{n // 256 % 256}.{n % 256}"
     began = time.perf_counter()
-    connection.request(method, path, body, {"X-Forwarded-For": address, "Content-Type": "application/json"})
+    connection.request(
+        method, path, body, {"X-Forwarded-For": address, "Content-Type": "application/json"}
+    )
     response = connection.getresponse()
     answer = response.read()
     assert response.status == status, answer
@@ -128,7 +130,9 @@ def load(server, method, path, status, bodies=("",), address=None):
         url = f"http://127.0.0.1:{server.port}{path}"
         command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{SECONDS}s", "-s", script, url]
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    requests, duration, p50, p99, refused, failed = map(int, re.search(r"RESULT (.*)", output)[1].split())
+    requests, duration, p50, p99, refused, failed = map(
+        int, re.search(r"RESULT (.*)", output)[1].split()
+    )
     assert not failed, output
     assert refused == (requests if status >= 400 else 0), output
     return requests / duration * 1e6, p50 / 1e3, p99 / 1e3
@@ -142,7 +146,9 @@ def measure_rates(start, directory):
     }
 
     def participate(path, address):
-        status, _, ticket = server.request("POST", f"{path}participate/", **{"X-Forwarded-For": address})
+        status, _, ticket = server.request(
+            "POST", f"{path}participate/", **{"X-Forwarded-For": address}
+        )
         assert status == 201, ticket
         return json.dumps(ticket)
 
@@ -151,25 +157,37 @@ def measure_rates(start, directory):
     server.request("POST", f"{paths['sold_out']}winners/", source="127.0.0.2")
     rates = {}
     for what, (method, path, status, comparisons) in LOADS.items():
-        asked, bodies = floor if "floor" in what else server, tickets if what == "verify-ticket" else [""]
+        asked, bodies = (
+            floor if "floor" in what else server,
+            tickets if what == "verify-ticket" else [""],
+        )
         address = HOLDER if status == 403 else None
         rates[what], p50, p99 = load(asked, method, path.format(**paths), status, bodies, address)
         ratios = ", ".join(f"{rates[what] / rates[other]:.2f} of {other}" for other in comparisons)
-        show(f"{what}, 64 connections", f"{rates[what]:,.0f}/s", f"p50 {p50:.0f} ms, p99 {p99:.0f} ms", ratios)
+        show(
+            f"{what}, 64 connections",
+            f"{rates[what]:,.0f}/s",
+            f"p50 {p50:.0f} ms, p99 {p99:.0f} ms",
+            ratios,
+        )
 
 
 def issue(store, raffle_id, participants):
     """Issue tickets in 64 threads, those that wait in one commit; return tickets per second, and the last ticket."""
     began = time.perf_counter()
     with ThreadPoolExecutor(CONNECTIONS) as pool:
-        tickets = list(pool.map(lambda n: store.issue_ticket(raffle_id, n.to_bytes(4, "big")), participants))
+        tickets = list(
+            pool.map(lambda n: store.issue_ticket(raffle_id, n.to_bytes(4, "big")), participants)
+        )
     return len(tickets) / (time.perf_counter() - began), tickets[-1]
 
 
 def fill(database, tickets):
     """Put the tickets of the only raffle into the database, without codes; leave out those that are issued last."""
     with closing(sqlite3.connect(database)) as connection:
-        connection.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -400000")
+        connection.executescript(
+            "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -400000"
+        )
         [(raffle_id, secret)] = connection.execute("SELECT id, secret FROM raffle")
         key = draw.deal_key(raffle_id, secret)
         last = [draw.deck(key, tickets, place) for place in range(tickets - BATCH + 1, tickets + 1)]
@@ -214,12 +232,17 @@ def measure_draw(server, raffle, prizes):
             took = one(connection, "POST", f"{raffle}winners/", 201)
         finally:
             is_over.set()
-    peak = int(re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{server.process.pid}/status").read_text())[1])
+    peak = int(
+        re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{server.process.pid}/status").read_text())[1]
+    )
     show(f"draw of {prizes:,} prizes", f"{took / 1000:.2f} s", f"peak {peak / 1024:.0f} MiB")
     for what, waiting in clients.items():
         waits = [milliseconds for client in waiting for milliseconds in client.result()]
         p50, p99 = percentiles(waits)
-        figures = f"p99 {p99:.0f} ms, worst {max(waits):.0f} ms", f"p50 {p50:.0f} ms, {len(waits):,} requests"
+        figures = (
+            f"p99 {p99:.0f} ms, worst {max(waits):.0f} ms",
+            f"p50 {p50:.0f} ms, {len(waits):,} requests",
+        )
         show(f"{what}, while {prizes:,} prizes are drawn", *figures)
 
 
@@ -235,7 +258,12 @@ def measure_tickets(start, directory, tickets):
     with closing(store.database):
         last, ticket = issue(store, raffle_id, range(BATCH, 2 * BATCH))
     rates = f"{last:,.0f}/s, {first:,.0f}/s"
-    show(f"the last {BATCH:,} of {tickets:,} tickets, and the first", rates, "", f"{last / first:.2f}")
+    show(
+        f"the last {BATCH:,} of {tickets:,} tickets, and the first",
+        rates,
+        "",
+        f"{last / first:.2f}",
+    )
     show(f"disk for {tickets:,} tickets", f"{database.stat().st_size / tickets:.0f} bytes each")
     # Started only now, because a process keeps memory that it has once used.
     server, raffle = start(), f"/raffles/{raffle_id}/"
@@ -243,13 +271,22 @@ def measure_tickets(start, directory, tickets):
     verification = median(server, 100, "POST", f"{raffle}verify-ticket/", 200, json.dumps(ticket))
     show(f"verify-ticket, one connection, {tickets:,} tickets", f"{verification:.1f} ms")
     path = f"{raffle}winners/?cursor="
-    page, last = (median(server, 10, "GET", f"{path}{cursor}", 200) for cursor in (1, max(1, prizes - 10_000)))
-    show("a page of 10,000 wins, the first and the last", f"{page:.1f} ms, {last:.1f} ms", "", f"{last / page:.2f}")
+    page, last = (
+        median(server, 10, "GET", f"{path}{cursor}", 200) for cursor in (1, max(1, prizes - 10_000))
+    )
+    show(
+        "a page of 10,000 wins, the first and the last",
+        f"{page:.1f} ms, {last:.1f} ms",
+        "",
+        f"{last / page:.2f}",
+    )
 
 
 def main():
     parser = argparse.ArgumentParser(description="Measure the service; print one table.")
-    parser.add_argument("--tickets", type=int, default=1_000_000, help="tickets of the large raffle (%(default)s)")
+    parser.add_argument(
+        "--tickets", type=int, default=1_000_000, help="tickets of the large raffle (%(default)s)"
+    )
     measures = {
         "rates": measure_rates,
         "tickets": measure_tickets,
@@ -265,7 +302,10 @@ def main():
         with tempfile.TemporaryDirectory() as directory, ExitStack() as servers:
 
             def start(directory=Path(directory), servers=servers, **options):
-                settings = {"RAFFLE_TRUSTED_PROXIES": "127.0.0.1", "MANAGER_IPS": "127.0.0.2,11.0.0.0/8"}
+                settings = {
+                    "RAFFLE_TRUSTED_PROXIES": "127.0.0.1",
+                    "MANAGER_IPS": "127.0.0.2,11.0.0.0/8",
+                }
                 server = Server(directory, **settings, **options)
                 servers.callback(server.stop)
                 return server

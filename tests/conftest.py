@@ -23,7 +23,9 @@ def pytest_unconfigure(config):
 @pytest.fixture(autouse=True)
 def time_limit(request):
     """End a run that hangs, and say where."""
-    faulthandler.dump_traceback_later(TIME_LIMIT, exit=True, file=request.config.stash[STANDARD_ERROR])
+    faulthandler.dump_traceback_later(
+        TIME_LIMIT, exit=True, file=request.config.stash[STANDARD_ERROR]
+    )
     yield
     faulthandler.cancel_dump_traceback_later()
 

@@ -36,7 +36,12 @@ class Client(webtest.TestApp):
         headers = {name.replace("_", "-"): value for name, value in headers.items()}
         environ = {"REMOTE_ADDR": address}
         return self.request(
-            path, method=method, body=body or b"", headers=headers, environ=environ, status=status or "*"
+            path,
+            method=method,
+            body=body or b"",
+            headers=headers,
+            environ=environ,
+            status=status or "*",
         )
 
     def create(self, total_tickets=3, prizes=ONE_PRIZE, status=201, **members):
@@ -53,7 +58,10 @@ class Client(webtest.TestApp):
     def new_sold_out(self, total_tickets=1, prizes=ONE_PRIZE, **members):
         """Create a raffle and take every ticket, each from an address of its own; return its path and the tickets."""
         raffle = self.new_raffle(total_tickets, prizes, **members)
-        return raffle, [self.participate(raffle, f"10.2.{n // 256}.{n % 256}").json for n in range(total_tickets)]
+        return raffle, [
+            self.participate(raffle, f"10.2.{n // 256}.{n % 256}").json
+            for n in range(total_tickets)
+        ]
 
     def close(self, raffle, status=200, address=MANAGER):
         return self.send("POST", f"{raffle}close/", None, status, address)
@@ -126,7 +134,9 @@ class Server:
             headers["Content-Type"] = "application/json"
             body = json.dumps(body)
         host = self.host.strip("[]")
-        connection = http.client.HTTPConnection(host, int(self.port), timeout=60, source_address=(source, 0))
+        connection = http.client.HTTPConnection(
+            host, int(self.port), timeout=60, source_address=(source, 0)
+        )
         with closing(connection):
             connection.request(method, path, body, headers)
             response = connection.getresponse()
@@ -153,7 +163,9 @@ class Server:
 
     def connect(self, source="127.0.0.1"):
         """Return a socket that is connected to the server."""
-        return socket.create_connection((self.host.strip("[]"), int(self.port)), 30, source_address=(source, 0))
+        return socket.create_connection(
+            (self.host.strip("[]"), int(self.port)), 30, source_address=(source, 0)
+        )
 
     def send(self, data):
         """Send bytes as they are, and return all that comes back until the server closes."""
@@ -184,7 +196,9 @@ class Crowd:
     def asking(self, server, raffle):
         """Ask for tickets; in a with statement, until its end."""
         self.is_over = False
-        self.threads = [threading.Thread(target=self._ask, args=(server, raffle)) for _ in range(self.size)]
+        self.threads = [
+            threading.Thread(target=self._ask, args=(server, raffle)) for _ in range(self.size)
+        ]
         for thread in self.threads:
             thread.start()
         return closing(self)

@@ -70,7 +70,10 @@ def together(db, *writes, last=lambda: None):
     with ThreadPoolExecutor(1 + len(writes)) as pool:
         occupied = pool.submit(db.write, occupy, None)
         wait_for(lambda: begun)
-        answers = [pool.submit(lambda *write: begun.append(write) or db.write(*write), *write) for write in writes]
+        answers = [
+            pool.submit(lambda *write: begun.append(write) or db.write(*write), *write)
+            for write in writes
+        ]
     assert occupied.exception() or occupied.result() is None
     return [answer.exception() or answer.result() for answer in answers]
 
@@ -107,17 +110,25 @@ def test_only_the_group_at_fault_gets_an_error_and_leaves_nothing(db):
         ("SELECT ?", sqlite3.ProgrammingError),
     ]
     for number, (fault, error) in enumerate(faults):
-        outcomes = together(db, (add, "a", 2 * number), *[(fail, "b", fault)] * 2, (add, "c", 2 * number + 1))
+        outcomes = together(
+            db, (add, "a", 2 * number), *[(fail, "b", fault)] * 2, (add, "c", 2 * number + 1)
+        )
         assert outcomes[::3] == [2 * number, 2 * number + 1], (fault, outcomes)
         assert all(isinstance(outcome, error) for outcome in outcomes[1:3]), (fault, outcomes)
     assert values(db) == list(range(2 * len(faults)))
 
 
-def test_a_lock_is_logged_once_and_waited_for_once_until_a_write_succeeds(open_database, database, monkeypatch, caplog):
+def test_a_lock_is_logged_once_and_waited_for_once_until_a_write_succeeds(
+    open_database, database, monkeypatch, caplog
+):
     monkeypatch.setattr("database.BUSY_TIMEOUT", 0.05)
     caplog.set_level("INFO", "raffle")
     db = open_database()
-    timeout = partial(db.write, lambda connection, *_: list(connection.execute("PRAGMA busy_timeout").fetchone()), None)
+    timeout = partial(
+        db.write,
+        lambda connection, *_: list(connection.execute("PRAGMA busy_timeout").fetchone()),
+        None,
+    )
     for number in range(2):
         assert timeout() == 50
         with closing(sqlite3.connect(database, isolation_level=None)) as other:
@@ -128,13 +139,20 @@ def test_a_lock_is_logged_once_and_waited_for_once_until_a_write_succeeds(open_d
 
 
 def test_what_waits_behind_a_commit_that_fails_is_not_run(db):
-    connection, limits = db.write(lambda connection, *_: [connection], None), resource.getrlimit(resource.RLIMIT_FSIZE)
+    connection, limits = (
+        db.write(lambda connection, *_: [connection], None),
+        resource.getrlimit(resource.RLIMIT_FSIZE),
+    )
 
     def set_limit(*limit):
         resource.setrlimit(resource.RLIMIT_FSIZE, (*limit, limits[1])[:2])
         return connection.execute("INSERT INTO item (value) VALUES (?)", (str(limit),)) and [None]
 
-    outcomes = together(db, *[(lambda *_: set_limit(*limits), key) for key in "ab"], last=lambda: set_limit(1) and None)
+    outcomes = together(
+        db,
+        *[(lambda *_: set_limit(*limits), key) for key in "ab"],
+        last=lambda: set_limit(1) and None,
+    )
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [type(outcome) for outcome in outcomes] == [DatabaseUnavailable] * 2
 
@@ -156,13 +174,18 @@ def test_what_waits_at_a_close_is_finished_and_one_file_remains(db, database):
 
 def test_requests_at_a_close_are_answered_and_exactly_the_successes_are_stored(open_database):
     stored, numbers = [], iter(range(10**9))
-    requests = {Database.read: values, Database.write: lambda db: stored.append(db.write(add, None, next(numbers)))}
+    requests = {
+        Database.read: values,
+        Database.write: lambda db: stored.append(db.write(add, None, next(numbers))),
+    }
     # Whichever line they have come to.
     for (method, request), n in itertools.product(requests.items(), range(20)):
         db, lines = open_database(), []
         closing_thread = threading.Thread(target=db.close)
 
-        def close_at_line(frame, *_, code=method.__code__, n=n, closing_thread=closing_thread, lines=lines):
+        def close_at_line(
+            frame, *_, code=method.__code__, n=n, closing_thread=closing_thread, lines=lines
+        ):
             lines.append(frame.f_code is code)
             if lines[-1] and sum(lines) == n:
                 closing_thread.start()
@@ -180,7 +203,9 @@ def test_requests_at_a_close_are_answered_and_exactly_the_successes_are_stored(o
     assert values(open_database()) == sorted(stored)
 
 
-def test_a_file_that_was_moved_away_is_not_made_anew_and_its_wal_keeps_the_commits(open_database, database):
+def test_a_file_that_was_moved_away_is_not_made_anew_and_its_wal_keeps_the_commits(
+    open_database, database
+):
     def add_and_move(connection, key, requests):
         connection.set_trace_callback(lambda sql: sql == "COMMIT" and database.rename(away))
         return add(connection, key, requests)
@@ -195,7 +220,9 @@ def test_a_file_that_was_moved_away_is_not_made_anew_and_its_wal_keeps_the_commi
     assert values(open_database()) == [1]
 
 
-def test_a_path_is_resolved_once_may_have_any_character_and_is_private(open_database, tmp_path, monkeypatch):
+def test_a_path_is_resolved_once_may_have_any_character_and_is_private(
+    open_database, tmp_path, monkeypatch
+):
     for name in ("a#b.db", "a?mode=memory.db", "100%20.db", " a b ", "ä.db"):
         directory = Path(tempfile.mkdtemp(dir=tmp_path))
         (directory / "link").symlink_to(name)
@@ -211,20 +238,36 @@ def test_a_path_is_resolved_once_may_have_any_character_and_is_private(open_data
 def test_a_copy_gets_a_write_ahead_log_even_if_that_was_interrupted(open_database, database):
     # Without a write-ahead log, SQLite undoes what was interrupted by a journal.
     with closing(sqlite3.connect(database.with_name("killed"), isolation_level=None)) as connection:
-        connection.executescript(f"{SCHEMA} PRAGMA cache_size = 1; BEGIN; CREATE TABLE half AS SELECT zeroblob(50000)")
-        subprocess.run("cp killed raffle.db; cp killed-journal raffle.db-journal", shell=True, cwd=database.parent)
-    assert values(open_database()) == query(database, "SELECT name FROM sqlite_schema WHERE name = 'half'") == []
+        connection.executescript(
+            f"{SCHEMA} PRAGMA cache_size = 1; BEGIN; CREATE TABLE half AS SELECT zeroblob(50000)"
+        )
+        subprocess.run(
+            "cp killed raffle.db; cp killed-journal raffle.db-journal",
+            shell=True,
+            cwd=database.parent,
+        )
+    assert (
+        values(open_database())
+        == query(database, "SELECT name FROM sqlite_schema WHERE name = 'half'")
+        == []
+    )
     assert query(database, "PRAGMA journal_mode") == [("wal",)]
 
 
-def test_what_cannot_be_served_is_refused_in_a_sentence_and_left_alone(open_database, database, monkeypatch):
+def test_what_cannot_be_served_is_refused_in_a_sentence_and_left_alone(
+    open_database, database, monkeypatch
+):
     def run(command):
         subprocess.run(command, shell=True, check=True, cwd=database.parent)
-        files = set(database.parent.iterdir()) - {database.with_name("raffle.db-shm")}  # which holds nothing of its own
+        files = set(database.parent.iterdir()) - {
+            database.with_name("raffle.db-shm")
+        }  # which holds nothing of its own
         return {file: file.is_file() and file.read_bytes() for file in files}
 
     with closing(open_database(database.with_name("good"))) as good:
-        good.write(lambda connection, *_: [connection.execute("PRAGMA user_version = 2") and None], None)
+        good.write(
+            lambda connection, *_: [connection.execute("PRAGMA user_version = 2") and None], None
+        )
         run("cp good old; cp good-wal old-wal")
     for command, sentence in {
         "sqlite3 raffle.db 'PRAGMA application_id = 8; CREATE TABLE item (value)'": "was made by another program",
@@ -242,7 +285,9 @@ def test_what_cannot_be_served_is_refused_in_a_sentence_and_left_alone(open_data
             open_database()
         assert run("true") == before, command
     run("rm -rf raffle.db*; cp old raffle.db; cp old-wal raffle.db-wal")
-    with pytest.raises(DatabaseRefused, match=f"{database} has version 2, but this program needs version 3$"):
+    with pytest.raises(
+        DatabaseRefused, match=f"{database} has version 2, but this program needs version 3$"
+    ):
         open_database()
     assert query(database, "PRAGMA user_version") == [(2,)]
     monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 36, 0))
@@ -260,7 +305,10 @@ def test_what_this_user_cannot_write_is_refused():
             path.chmod(0o555)
             os.seteuid(user)
             try:
-                with pytest.raises(DatabaseRefused, match=f"^{path} cannot be written by user {user}: it belongs to"):
+                with pytest.raises(
+                    DatabaseRefused,
+                    match=f"^{path} cannot be written by user {user}: it belongs to",
+                ):
                     Database(database, SCHEMA)
             finally:
                 os.seteuid(os.getuid())

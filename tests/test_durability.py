@@ -64,13 +64,17 @@ def test_no_answered_ticket_is_lost_or_doubled_when_the_process_is_killed(serve,
         assert_kept(database, crowd.tickets)
         with crowd.asking(server, raffle):
             wanted = len(crowd.tickets) + random.randrange(1, 20)
-            crowd.wait_for(lambda wanted=wanted: len(crowd.tickets) >= wanted or crowd.statuses[410])
+            crowd.wait_for(
+                lambda wanted=wanted: len(crowd.tickets) >= wanted or crowd.statuses[410]
+            )
             server.stop(signal.SIGKILL)
     server = serve()
     with crowd.asking(server, raffle):
         crowd.wait_for(lambda: crowd.statuses[410])
     assert_kept(database, crowd.tickets)
-    assert query(database, "SELECT number FROM ticket ORDER BY number") == [(n + 1,) for n in range(total)]
+    assert query(database, "SELECT number FROM ticket ORDER BY number") == [
+        (n + 1,) for n in range(total)
+    ]
 
 
 def test_a_ticket_is_on_the_disk_before_it_is_answered(serve, tmp_path):
@@ -90,7 +94,9 @@ def small_disk(tmp_path):
     """A file system of eight megabytes."""
     directory = tmp_path / "disk"
     directory.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", directory], check=False).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "none", directory], check=False
+    ).returncode:
         pytest.skip("only root can mount a small disk")
     yield directory
     subprocess.run(["umount", directory], check=True)
@@ -215,7 +221,9 @@ def test_in_another_server_nothing_is_answered_after_a_commit_that_has_failed(se
 
 
 def test_a_lock_of_another_process_is_told_and_survived(serve, database):
-    server = serve(program=("-c", "import database, raffle; database.BUSY_TIMEOUT = 0.2; raffle.main()"))
+    server = serve(
+        program=("-c", "import database, raffle; database.BUSY_TIMEOUT = 0.2; raffle.main()")
+    )
     raffle, crowd = server.create(), Crowd()
     with closing(sqlite3.connect(database, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -234,7 +242,9 @@ def test_a_lock_of_another_process_is_told_and_survived(serve, database):
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_answers_what_has_arrived_and_waits_for_nothing_else(serve, database, how):
-    server = serve(program=("-c", "import server, raffle; server.STOP_TIMEOUT = 600; raffle.main()"))
+    server = serve(
+        program=("-c", "import server, raffle; server.STOP_TIMEOUT = 600; raffle.main()")
+    )
     raffle = server.create()
     with server.connect() as idle, server.connect() as half:
         half.sendall(b"POST /raffles/ HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
@@ -244,7 +254,10 @@ def test_a_stop_answers_what_has_arrived_and_waits_for_nothing_else(serve, datab
         for n, client in enumerate(clients):
             # Every second one takes several turns of the event loop to read.
             body = bytes(30_000 * (n % 2))
-            client.sendall(f"POST {raffle}participate HTTP/1.1\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+            client.sendall(
+                f"POST {raffle}participate HTTP/1.1\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+                + body
+            )
         for signum in (how, how):
             server.process.send_signal(signum)
         assert server.stop(signal.SIGCONT) == 0
@@ -355,11 +368,15 @@ def test_a_draw_that_another_program_writes_to_fails_and_is_named_in_the_log(ser
 
 
 def test_of_draws_at_once_one_decides_and_each_is_answered_after_the_draw(serve):
-    server = serve(program=("-c", "import storage, raffle; storage.WINS_PER_COMMIT = 1; raffle.main()"))
+    server = serve(
+        program=("-c", "import storage, raffle; storage.WINS_PER_COMMIT = 1; raffle.main()")
+    )
     raffle, _ = server.create_sold_out(20, [{"name": "Pen", "amount": 20}])
 
     def draw(n):
-        status, _, _ = server.request("POST", f"{raffle}winners/", {"public_randomness": f"draw {n}"})
+        status, _, _ = server.request(
+            "POST", f"{raffle}winners/", {"public_randomness": f"draw {n}"}
+        )
         assert len(server.list_wins(raffle)) == 20
         return status, f"draw {n}"
 

@@ -35,7 +35,11 @@ def test_no_client_forges_a_log_line_or_controls_a_terminal(serve):
         assert server.send(line + b"Host: localhost\r\nConnection: close\r\n\r\n")[:12] == status
     assert server.stop() == 0
     log = server.log.read_bytes().decode()
-    for event in ("Client disconnected while serving /raffles/lost", "ValueError: \n", "No client address"):
+    for event in (
+        "Client disconnected while serving /raffles/lost",
+        "ValueError: \n",
+        "No client address",
+    ):
         assert event in log
     for line in log.splitlines():
         assert line.isprintable(), line

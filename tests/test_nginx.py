@@ -55,7 +55,9 @@ def nginx(tmp_path):
             lines=lines.replace("127.0.0.1:8080", f"127.0.0.1:{server.port}"),
         )
         (tmp_path / "nginx.conf").write_text(configuration)
-        running.append(subprocess.Popen([program, "-c", tmp_path / "nginx.conf"], stderr=subprocess.PIPE))
+        running.append(
+            subprocess.Popen([program, "-c", tmp_path / "nginx.conf"], stderr=subprocess.PIPE)
+        )
         wait_for(lambda: running[-1].poll() is not None or listens(port))
         assert running[-1].poll() is None, running[-1].stderr.read()
         return port
@@ -74,7 +76,9 @@ def listens(port):
 def ask(port, method, path, body=None, source="127.0.0.1", **headers):
     """Send a request from an address, and return status, headers and body of the answer."""
     headers = {"Host": "raffle.example.org", "Content-Type": "application/json", **headers}
-    with closing(HTTPConnection("127.0.0.1", port, timeout=30, source_address=(source, 0))) as connection:
+    with closing(
+        HTTPConnection("127.0.0.1", port, timeout=30, source_address=(source, 0))
+    ) as connection:
         connection.request(method, path, body, headers)
         response = connection.getresponse()
         return response.status, response.headers, response.read()
@@ -87,19 +91,30 @@ def ask(port, method, path, body=None, source="127.0.0.1", **headers):
 def test_behind_nginx_every_client_is_who_it_is(serve, nginx, tmp_path, listen):
     if "::" in listen and not socket.has_dualstack_ipv6():
         pytest.skip("this machine has no IPv6")
-    server = serve(MANAGER_IPS="127.0.0.5", RAFFLE_HOSTS="raffle.example.org", RAFFLE_TRUSTED_PROXIES="127.0.0.1")
+    server = serve(
+        MANAGER_IPS="127.0.0.5",
+        RAFFLE_HOSTS="raffle.example.org",
+        RAFFLE_TRUSTED_PROXIES="127.0.0.1",
+    )
     (tmp_path / "index.html").write_text("The raffle's own page")
     port = nginx(server, listen)
     assert ask(port, "GET", "/index.html")[2] == b"The raffle's own page"
     body = json.dumps({"name": "Fair", "total_tickets": 4, "prizes": ONE_PRIZE})
-    for forged in ({}, {"X-Forwarded-For": "127.0.0.5"}, {"X-Real-IP": "127.0.0.5"}, {"Forwarded": "for=127.0.0.5"}):
+    for forged in (
+        {},
+        {"X-Forwarded-For": "127.0.0.5"},
+        {"X-Real-IP": "127.0.0.5"},
+        {"Forwarded": "for=127.0.0.5"},
+    ):
         assert ask(port, "POST", "/raffles/", body, **forged)[0] == 403, forged
     status, headers, _ = ask(port, "POST", "/raffles", body, "127.0.0.5")
     assert status == 201
     raffle = headers["Location"]
     for source in ("127.0.0.1", "127.0.0.2", "127.0.0.3"):
         forged = {"X-Forwarded-For": "127.0.0.9"}
-        answers = [ask(port, "POST", f"{raffle}participate/", source=source, **forged)[0] for _ in range(2)]
+        answers = [
+            ask(port, "POST", f"{raffle}participate/", source=source, **forged)[0] for _ in range(2)
+        ]
         assert answers == [201, 403], source
     assert ask(port, "POST", f"{raffle}participate/", source="127.0.0.9")[0] == 201
     winners, manager = f"{raffle}winners/", "127.0.0.5"

@@ -56,14 +56,22 @@ def assert_drawn(server, raffle, randomness):
 
 
 def test_litestream_restores_every_ticket_that_it_has_replicated(serve, tmp_path, database):
-    litestream, config, restored = installed("litestream"), tmp_path / "litestream.yml", tmp_path / "restored.db"
+    litestream, config, restored = (
+        installed("litestream"),
+        tmp_path / "litestream.yml",
+        tmp_path / "restored.db",
+    )
     config.write_text(LITESTREAM.format(directory=tmp_path))
 
     def restore():
         """Restore the replica to a fresh file, and return whether that has all answered tickets."""
         restored.unlink(missing_ok=True)
-        done = subprocess.run([litestream, "restore", "-config", config, "-o", restored, database], check=False)
-        return done.returncode == 0 and issued(restored) >= {ticket["ticket_number"] for _, ticket in crowd.tickets}
+        done = subprocess.run(
+            [litestream, "restore", "-config", config, "-o", restored, database], check=False
+        )
+        return done.returncode == 0 and issued(restored) >= {
+            ticket["ticket_number"] for _, ticket in crowd.tickets
+        }
 
     server, crowd, late = serve(), Crowd(), Crowd(first=10_000)
     raffle = server.create(1_000)
@@ -93,14 +101,20 @@ def test_litestream_restores_every_ticket_that_it_has_replicated(serve, tmp_path
         assert server.request("POST", f"{raffle}verify-ticket/", ticket)[0] == 200
 
 
-def test_the_sqlite3_shell_corrects_a_name_and_makes_copies_while_tickets_are_issued(serve, tmp_path, database):
+def test_the_sqlite3_shell_corrects_a_name_and_makes_copies_while_tickets_are_issued(
+    serve, tmp_path, database
+):
     shell, server, crowd = [installed("sqlite3"), database, ".timeout 60000"], serve(), Crowd()
     raffle = server.create(prizes=[{"name": "Bycicle", "amount": 1}])
     with crowd.asking(server, raffle):
         crowd.wait_for_tickets(100)
         before = list(crowd.tickets)
         assert server.request("GET", raffle)[2]["prizes"][0]["name"] == "Bycicle"
-        for command in ("UPDATE prize SET name = 'Bicycle'", ".backup backup.db", "VACUUM INTO 'copy.db'"):
+        for command in (
+            "UPDATE prize SET name = 'Bicycle'",
+            ".backup backup.db",
+            "VACUUM INTO 'copy.db'",
+        ):
             subprocess.run([*shell, command], cwd=tmp_path, check=True, timeout=90)
             crowd.wait_for_tickets(20)
         assert server.request("POST", f"{raffle}close/")[0] == 200
@@ -115,10 +129,14 @@ def test_the_sqlite3_shell_corrects_a_name_and_makes_copies_while_tickets_are_is
         assert_kept(copy, [*before, (None, ticket)])
 
 
-def test_two_servers_on_one_file_sell_out_a_raffle_without_issuing_a_number_twice(servers, database):
+def test_two_servers_on_one_file_sell_out_a_raffle_without_issuing_a_number_twice(
+    servers, database
+):
     raffle, crowds = servers[0].create(1_000), [Crowd(), Crowd(first=10_000)]
     path, addresses = f"{raffle}participate/", [f"127.9.0.{n}" for n in range(1, 11)]
-    answers = at_once([partial(server.request, "POST", path, source=a) for a in addresses for server in servers])
+    answers = at_once(
+        [partial(server.request, "POST", path, source=a) for a in addresses for server in servers]
+    )
     for both in zip(answers[::2], answers[1::2]):
         assert sorted(status for status, _, _ in both) == [201, 403]
     with crowds[0].asking(servers[0], raffle), crowds[1].asking(servers[1], raffle):
@@ -131,9 +149,13 @@ def test_two_servers_on_one_file_sell_out_a_raffle_without_issuing_a_number_twic
 
 def test_draws_asked_of_two_servers_at_once_have_one_outcome(servers):
     one, two = servers
-    raffle, _ = one.create_sold_out(400, [{"name": "Pen", "amount": 300}, {"name": "Book", "amount": 100}])
+    raffle, _ = one.create_sold_out(
+        400, [{"name": "Pen", "amount": 300}, {"name": "Book", "amount": 100}]
+    )
     path, bodies = f"{raffle}winners/", [{"public_randomness": f"round {n}"} for n in range(4)]
-    answers = at_once([partial(server.request, "POST", path, body) for server, body in zip(servers * 2, bodies)])
+    answers = at_once(
+        [partial(server.request, "POST", path, body) for server, body in zip(servers * 2, bodies)]
+    )
     [decided] = [n for n, (status, _, _) in enumerate(answers) if status == 201]
     refusals = [problem["type"] for status, _, problem in answers if status == 403]
     assert refusals == ["urn:raffle:already-drawn"] * 3
@@ -148,7 +170,11 @@ def test_a_draw_that_one_server_was_killed_in_is_completed_by_another(serve, dat
         killed.request("POST", f"{raffle}winners/", {"public_randomness": "round 1"})
     assert query(database, "SELECT count(*) FROM win") == [(20,)]
     body = server.request("GET", raffle)[2]
-    assert (body["public_randomness"], body["winners_drawn"], server.list_wins(raffle)) == ("round 1", False, [])
+    assert (body["public_randomness"], body["winners_drawn"], server.list_wins(raffle)) == (
+        "round 1",
+        False,
+        [],
+    )
     assert server.request("POST", f"{raffle}winners/", {"public_randomness": "round 2"})[0] == 403
     assert_drawn(server, raffle, "round 1")
 
@@ -165,10 +191,15 @@ def test_a_server_knows_what_another_has_closed_and_goes_on_when_that_stops(serv
 
 def test_no_ticket_is_issued_while_the_files_are_not_the_servers_own(serve, tmp_path, database):
     server, crowd = serve(), Crowd()
-    raffle, files = server.create(), [database.with_name(f"raffle.db{end}") for end in ("", "-wal", "-shm")]
+    raffle, files = (
+        server.create(),
+        [database.with_name(f"raffle.db{end}") for end in ("", "-wal", "-shm")],
+    )
     for file in files:
         os.link(file, f"{file}.own")
-    for number, change in enumerate([change.format(file) for change in CHANGES for file in files], 1):
+    for number, change in enumerate(
+        [change.format(file) for change in CHANGES for file in files], 1
+    ):
         late = Crowd(first=10_000 * number)
         with crowd.asking(server, raffle):
             crowd.wait_for_tickets(20)
@@ -199,7 +230,9 @@ def test_what_replaced_the_database_is_not_read_once_the_database_is_back(client
     client.get(raffle)
 
 
-def test_a_server_leaves_the_wal_file_of_a_database_that_replaced_its_own(serve, tmp_path, database):
+def test_a_server_leaves_the_wal_file_of_a_database_that_replaced_its_own(
+    serve, tmp_path, database
+):
     killed, server = serve(RAFFLE_DATABASE=str(tmp_path / "other.db")), serve()
     raffle, tickets = killed.create_sold_out(10)
     killed.stop(signal.SIGKILL)

@@ -18,12 +18,19 @@ from helpers import MANAGER, NO_RAFFLE, ONE_PRIZE, Client, at_once, query, refus
 import draw
 from raffle import create_app
 
-PRIZES = [{"name": "Bicycle", "amount": 1}, {"name": "Book", "amount": 3}, {"name": "Bicycle", "amount": 1}]
+PRIZES = [
+    {"name": "Bicycle", "amount": 1},
+    {"name": "Book", "amount": 3},
+    {"name": "Bicycle", "amount": 1},
+]
 MEMBERS = "id name total_tickets issued_tickets available_tickets winners_drawn prizes created_at closed_at drawn_at"
 MEMBERS += " algorithm draw_commitment randomness_source public_randomness secret"
 KEY, OTHER_KEY = "8e03978e-40d5-43dd-bc93-6894a57f9324", "8e03978e-40d5-43dd-bc93-6894a57f9325"
 STRANGER = "10.0.0.2"
-ADDRESSES = {"203.0.113.77": b"\xcb\x00\x71\x4d", "2001:db8::4d": b"\x20\x01\x0d\xb8" + bytes(11) + b"\x4d"}
+ADDRESSES = {
+    "203.0.113.77": b"\xcb\x00\x71\x4d",
+    "2001:db8::4d": b"\x20\x01\x0d\xb8" + bytes(11) + b"\x4d",
+}
 CROCKFORD, RFC_4648 = "0123456789ABCDEFGHJKMNPQRSTVWXYZ", "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
 
 
@@ -67,9 +74,26 @@ def set_clock(monkeypatch, hour):
 def test_a_raffle_is_created_with_these_members_and_unknown_ones_are_ignored(client):
     prizes = [{**prize, "colour": "red"} for prize in PRIZES]
     response = client.create(10, prizes, name="Summer fair", id="mine", winners_drawn=True)
-    raffle_id, time, commitment = (response.json[name] for name in ("id", "created_at", "draw_commitment"))
-    values = [raffle_id, "Summer fair", 10, 0, 10, False, PRIZES, time, None, None, "raffle-draw-2", commitment]
-    assert response.text == json.dumps(dict(zip(MEMBERS.split(), [*values, None, None, None]))) + "\n"
+    raffle_id, time, commitment = (
+        response.json[name] for name in ("id", "created_at", "draw_commitment")
+    )
+    values = [
+        raffle_id,
+        "Summer fair",
+        10,
+        0,
+        10,
+        False,
+        PRIZES,
+        time,
+        None,
+        None,
+        "raffle-draw-2",
+        commitment,
+    ]
+    assert (
+        response.text == json.dumps(dict(zip(MEMBERS.split(), [*values, None, None, None]))) + "\n"
+    )
     assert (str(uuid.UUID(raffle_id)), uuid.UUID(raffle_id).version) == (raffle_id, 4)
     assert response.headers["Location"] == f"/raffles/{raffle_id}/"
     assert client.get(response.headers["Location"]).text == response.text
@@ -83,8 +107,17 @@ def test_an_id_is_read_in_any_case_and_answered_in_lower_case(client, caplog, mo
     tickets = [client.participate(upper, Idempotency_Key=KEY) for _ in range(2)]
     tickets.append(client.participate(raffle, "10.1.0.2"))
     client.participate(raffle, status=403)
-    answers = [*tickets, client.close(upper), client.draw(upper), client.get(f"{upper}winners/?limit=1")]
-    answers += [client.verify(upper, tickets[0].json), client.redeem(upper, tickets[0].json), client.get(upper)]
+    answers = [
+        *tickets,
+        client.close(upper),
+        client.draw(upper),
+        client.get(f"{upper}winners/?limit=1"),
+    ]
+    answers += [
+        client.verify(upper, tickets[0].json),
+        client.redeem(upper, tickets[0].json),
+        client.get(upper),
+    ]
     for answer in answers:
         assert upper.split("/")[2] not in f"{answer.text} {answer.headers} {caplog.text}"
     assert len(check_draw(client, raffle)) == 2
@@ -92,22 +125,41 @@ def test_an_id_is_read_in_any_case_and_answered_in_lower_case(client, caplog, mo
 
 def test_a_raffle_may_have_as_many_tickets_as_a_client_can_count_and_ten_thousand_prizes(client):
     most = 2**53 - 1
-    prizes = [{"name": f"Prize {n}", "amount": 1} for n in range(9_999)] + [{"name": "Pen", "amount": most - 9_999}]
+    prizes = [{"name": f"Prize {n}", "amount": 1} for n in range(9_999)] + [
+        {"name": "Pen", "amount": most - 9_999}
+    ]
     raffle = client.new_raffle(most, prizes)
     assert 1 <= client.participate(raffle).json["ticket_number"] <= most
     body = client.get(raffle).json
-    assert (body["total_tickets"], body["available_tickets"], body["prizes"]) == (most, most - 1, prizes)
+    assert (body["total_tickets"], body["available_tickets"], body["prizes"]) == (
+        most,
+        most - 1,
+        prizes,
+    )
 
 
-def test_raffles_are_listed_latest_first_without_prizes_and_a_full_last_page_has_no_next(client, monkeypatch):
+def test_raffles_are_listed_latest_first_without_prizes_and_a_full_last_page_has_no_next(
+    client, monkeypatch
+):
     assert client.get("/raffles/").json == []
     raffles = [client.create(name=f"Fair {n}").json for n in range(4)]
-    listed = [{name: raffle[name] for name in MEMBERS.replace(" prizes", "").split()} for raffle in raffles[::-1]]
-    for limit, longest, sizes in ((1, 9, [1] * 4), (2, 9, [2, 2]), (3, 9, [3, 1]), (None, 4, [4]), (None, 3, [3, 1])):
+    listed = [
+        {name: raffle[name] for name in MEMBERS.replace(" prizes", "").split()}
+        for raffle in raffles[::-1]
+    ]
+    for limit, longest, sizes in (
+        (1, 9, [1] * 4),
+        (2, 9, [2, 2]),
+        (3, 9, [3, 1]),
+        (None, 4, [4]),
+        (None, 3, [3, 1]),
+    ):
         monkeypatch.setattr("storage.MAX_RAFFLES_PER_PAGE", longest)
         pages = client.pages(f"/raffles/?limit={limit}" if limit else "/raffles/")
         assert [len(page) for page in pages] == sizes
-        assert [[*raffle.items()] for page in pages for raffle in page] == [[*raffle.items()] for raffle in listed]
+        assert [[*raffle.items()] for page in pages for raffle in page] == [
+            [*raffle.items()] for raffle in listed
+        ]
 
 
 def test_pages_stay_right_while_raffles_are_added(client):
@@ -131,11 +183,15 @@ def test_the_numbers_are_those_of_the_deck_in_the_order_of_issue(client):
 def test_a_ticket_needs_no_body_has_a_code_of_its_own_and_is_not_cached(client):
     raffle = client.new_raffle()
     responses = [client.participate(raffle, f"10.1.0.{n}") for n in range(2)]
-    responses.append(client.send("POST", f"{raffle}participate/", b"{", 201, Content_Type="text/plain"))
+    responses.append(
+        client.send("POST", f"{raffle}participate/", b"{", 201, Content_Type="text/plain")
+    )
     for response in responses:
         assert list(response.json) == ["raffle_id", "ticket_number", "verification_code"]
         assert response.json["raffle_id"] == raffle.split("/")[2]
-        assert re.fullmatch(f"([{CROCKFORD}]{{4}}-){{5}}[{CROCKFORD}]{{4}}", response.json["verification_code"])
+        assert re.fullmatch(
+            f"([{CROCKFORD}]{{4}}-){{5}}[{CROCKFORD}]{{4}}", response.json["verification_code"]
+        )
         assert response.headers["Cache-Control"] == "no-store"
     assert len({response.json["verification_code"] for response in responses}) == 3
 
@@ -193,7 +249,9 @@ def test_another_key_gets_nothing_and_another_address_or_raffle_another_ticket(c
     for headers in ({"Idempotency_Key": OTHER_KEY}, {"Idempotency_Key": KEY.upper()}, {}):
         refused(client.participate(raffle, status=403, **headers), "already-participated")
     client.participate(raffle, "10.1.0.3")
-    refused(client.participate(raffle, "10.1.0.3", 403, Idempotency_Key=KEY), "already-participated")
+    refused(
+        client.participate(raffle, "10.1.0.3", 403, Idempotency_Key=KEY), "already-participated"
+    )
 
 
 def test_a_manager_closes_a_raffle_once_which_withdraws_the_tickets_that_are_left(client):
@@ -212,14 +270,25 @@ def test_a_manager_closes_a_raffle_once_which_withdraws_the_tickets_that_are_lef
 
 def test_prizes_are_won_in_their_order_for_as_long_as_there_are_tickets(client):
     names = ["Bicycle", "Book", "Book", "Book", "Bicycle"]
-    for issued, randomness in ((0, "{}"), (1, "7 13 21 34 42 49"), (4, "drand: !~"), (5, "x" * 1000), (8, "x")):
+    for issued, randomness in (
+        (0, "{}"),
+        (1, "7 13 21 34 42 49"),
+        (4, "drand: !~"),
+        (5, "x" * 1000),
+        (8, "x"),
+    ):
         raffle = client.new_raffle(2**53 - 1, PRIZES)
-        numbers = {client.participate(raffle, f"10.2.0.{n}").json["ticket_number"] for n in range(issued)}
+        numbers = {
+            client.participate(raffle, f"10.2.0.{n}").json["ticket_number"] for n in range(issued)
+        }
         client.close(raffle)
         wins = client.draw(raffle, {"public_randomness": randomness}).json
         assert client.get(raffle).json["public_randomness"] == randomness
         assert [win["prize"] for win in wins] == names[:issued]
-        assert all([*win] == ["ticket_number", "prize", "redeemed_at"] and not win["redeemed_at"] for win in wins)
+        assert all(
+            [*win] == ["ticket_number", "prize", "redeemed_at"] and not win["redeemed_at"]
+            for win in wins
+        )
         assert len(numbers & {win["ticket_number"] for win in wins}) == len(wins)
         assert check_draw(client, raffle) == wins
 
@@ -234,10 +303,14 @@ def test_a_draw_answers_with_the_first_page_of_its_wins(client, monkeypatch):
         pages = client.pages(f"{raffle}winners/")
         assert pages[0] == response.json
         assert [len(page) for page in pages] == sizes
-        assert client.pages(f"{raffle}winners/?limit=1") == [[win] for page in pages for win in page]
+        assert client.pages(f"{raffle}winners/?limit=1") == [
+            [win] for page in pages for win in page
+        ]
 
 
-def test_only_the_request_that_decides_has_drawn_and_the_others_are_refused_in_the_order_of_the_contract(client):
+def test_only_the_request_that_decides_has_drawn_and_the_others_are_refused_in_the_order_of_the_contract(
+    client,
+):
     raffle, malformed = client.new_raffle(randomness_source="drand round 7"), {"more": 1}
     refused(client.draw(NO_RAFFLE, malformed, 403, STRANGER), "not-a-manager")
     refused(client.draw(NO_RAFFLE, malformed, 400), None)
@@ -256,7 +329,9 @@ def test_only_the_request_that_decides_has_drawn_and_the_others_are_refused_in_t
     assert (client.get(raffle).json, client.get(f"{raffle}winners/").json) == (drawn, wins)
 
 
-def test_a_draw_that_was_interrupted_is_hidden_until_a_request_completes_it_as_decided(client, database):
+def test_a_draw_that_was_interrupted_is_hidden_until_a_request_completes_it_as_decided(
+    client, database
+):
     raffle, tickets = client.new_sold_out(5, PRIZES, randomness_source="drand round 7")
     before = client.get(raffle).json
     wins = client.draw(raffle, {"public_randomness": "round 7"}).json
@@ -284,7 +359,9 @@ def test_the_server_makes_the_randomness_of_a_draw_without_a_body(client):
     for body in (None, b"", {}):
         raffle, _ = client.new_sold_out()
         client.draw(raffle, body)
-        assert re.fullmatch("made by the server: [0-9a-f]{64}", client.get(raffle).json["public_randomness"]), body
+        assert re.fullmatch(
+            "made by the server: [0-9a-f]{64}", client.get(raffle).json["public_randomness"]
+        ), body
 
 
 def test_the_secret_is_committed_to_from_the_start_and_shown_after_the_draw_only(client, database):
@@ -294,21 +371,42 @@ def test_the_secret_is_committed_to_from_the_start_and_shown_after_the_draw_only
 
     raffle = client.new_raffle()
     [(secret, commitment)] = query(database, "SELECT secret, draw_commitment FROM raffle")
-    assert client.get(raffle).json["draw_commitment"] == commitment == hashlib.sha256(secret).hexdigest()
-    shown = public() + client.participate(raffle).text + public() + client.close(raffle).text + public()
+    assert (
+        client.get(raffle).json["draw_commitment"]
+        == commitment
+        == hashlib.sha256(secret).hexdigest()
+    )
+    shown = (
+        public() + client.participate(raffle).text + public() + client.close(raffle).text + public()
+    )
     execute(database, "UPDATE raffle SET public_randomness = 'decided'")
     assert secret.hex() not in shown + public()
     client.draw(raffle, status=403)
-    assert client.get(raffle).json["secret"] == client.get("/raffles/").json[0]["secret"] == secret.hex()
+    assert (
+        client.get(raffle).json["secret"]
+        == client.get("/raffles/").json[0]["secret"]
+        == secret.hex()
+    )
 
 
 def test_a_ticket_is_verified_with_its_own_code_only(client):
     raffle, (won, lost, other) = new_drawn(client)
-    assert client.verify(raffle, won).json == {"has_won": True, "prize": "Bicycle", "redeemed_at": None}
-    assert client.verify(raffle, lost).json == {"has_won": False, "prize": None, "redeemed_at": None}
+    assert client.verify(raffle, won).json == {
+        "has_won": True,
+        "prize": "Bicycle",
+        "redeemed_at": None,
+    }
+    assert client.verify(raffle, lost).json == {
+        "has_won": False,
+        "prize": None,
+        "redeemed_at": None,
+    }
     wrong = [{**won, "verification_code": other["verification_code"]}, new_drawn(client)[1][0]]
     wrong += [{**won, "ticket_number": number} for number in (4, 2**53 - 1)]
-    assert len({refused(client.verify(raffle, ticket, 400), "invalid-code").body for ticket in wrong}) == 1
+    assert (
+        len({refused(client.verify(raffle, ticket, 400), "invalid-code").body for ticket in wrong})
+        == 1
+    )
 
 
 def test_a_code_is_read_as_people_type_paste_and_scan_it(client, database):
@@ -316,23 +414,70 @@ def test_a_code_is_read_as_people_type_paste_and_scan_it(client, database):
     code, salt = "01AB-CDEF-GHJK-MNPQ-RSTV-WXYZ", bytes(16)
     values = salt, 2000, hash_code(code, salt, 2000)
     execute(database, "UPDATE ticket SET salt = ?, iterations = ?, code_hash = ?", *values)
-    read = [code, code.lower(), "-".join(code), "\0".join(code), f"{code}\0\0", f" {code}\r\n", f"\ufeff{code}\u200b"]
-    read += [code.replace("-", space) for space in ("", " ", "\t", "\xa0", "\u2003", "\u2028", "\u2029", "\xad")]
-    read += [code.replace("-", dash) for dash in ("\u2010", "\u2011", "\u2013", "\u2014", "\u2212", "\ufe63")]
+    read = [
+        code,
+        code.lower(),
+        "-".join(code),
+        "\0".join(code),
+        f"{code}\0\0",
+        f" {code}\r\n",
+        f"\ufeff{code}\u200b",
+    ]
+    read += [
+        code.replace("-", space)
+        for space in ("", " ", "\t", "\xa0", "\u2003", "\u2028", "\u2029", "\xad")
+    ]
+    read += [
+        code.replace("-", dash)
+        for dash in ("\u2010", "\u2011", "\u2013", "\u2014", "\u2212", "\ufe63")
+    ]
     read += [code.replace("01", digits) for digits in ("OI", "OL", "oi", "ol")]
     # What scanners make of the hyphen on other keyboard layouts, and what people copy along.
     marks = "'+*=?ß_/.:~)\u30fc\uff70\u00b7\u2043\u2500\ufe0f\u2800\u3164\u0332\u0335é🎟\ud800"
     read += [code.replace("-", mark) for mark in marks]
-    read += [f"'{code}'", f"[{code}]", f"({code}).", f"{code}\ufe0f", f"\u201c{code}\u201d", f"{code}."]
+    read += [
+        f"'{code}'",
+        f"[{code}]",
+        f"({code}).",
+        f"{code}\ufe0f",
+        f"\u201c{code}\u201d",
+        f"{code}.",
+    ]
     read.append("".join(chr(ord(char) + 0xFEE0) for char in code))
     for spelling in read:
-        assert client.verify(raffle, {**ticket, "verification_code": spelling}, "*").status_int == 200, spelling
-    wrong = ["", "-", code[:-1], code[1:], f"{code}0", f"{code[:-1]}\0", f"\0{code[1:]}", code.replace("-", "x")]
-    wrong += [f"{code[:-1]}\ud800", "\ud800" * 24, "\0" * 24, "🎟" * 24, "0" * 24, "0" * 3000, code[::-1]]
-    wrong += [code[:n] + ("B" if char == "A" else "A") + code[n + 1 :] for n, char in enumerate(code) if char != "-"]
+        assert (
+            client.verify(raffle, {**ticket, "verification_code": spelling}, "*").status_int == 200
+        ), spelling
+    wrong = [
+        "",
+        "-",
+        code[:-1],
+        code[1:],
+        f"{code}0",
+        f"{code[:-1]}\0",
+        f"\0{code[1:]}",
+        code.replace("-", "x"),
+    ]
+    wrong += [
+        f"{code[:-1]}\ud800",
+        "\ud800" * 24,
+        "\0" * 24,
+        "🎟" * 24,
+        "0" * 24,
+        "0" * 3000,
+        code[::-1],
+    ]
+    wrong += [
+        code[:n] + ("B" if char == "A" else "A") + code[n + 1 :]
+        for n, char in enumerate(code)
+        if char != "-"
+    ]
     for spelling in wrong:
         response = client.verify(raffle, {**ticket, "verification_code": spelling}, "*")
-        assert (response.status_int, response.json["detail"]) == (400, "Invalid verification code"), spelling
+        assert (response.status_int, response.json["detail"]) == (
+            400,
+            "Invalid verification code",
+        ), spelling
 
 
 def test_a_prize_is_redeemed_once_by_a_manager_and_the_refusal_says_when(client, monkeypatch):
@@ -342,7 +487,11 @@ def test_a_prize_is_redeemed_once_by_a_manager_and_the_refusal_says_when(client,
     refused(client.redeem(raffle, {**won, "verification_code": "x"}, 400), "invalid-code")
     refused(client.redeem(raffle, lost, 403), "no-prize")
     set_clock(monkeypatch, 18)
-    redeemed = {"ticket_number": won["ticket_number"], "prize": "Bicycle", "redeemed_at": "2026-07-04T18:00:00Z"}
+    redeemed = {
+        "ticket_number": won["ticket_number"],
+        "prize": "Bicycle",
+        "redeemed_at": "2026-07-04T18:00:00Z",
+    }
     assert client.redeem(raffle, won).json == redeemed
     set_clock(monkeypatch, 19)
     detail = "The prize of this ticket was already redeemed at 2026-07-04T18:00:00Z"
@@ -357,7 +506,10 @@ def test_a_prize_is_redeemed_once_by_a_manager_and_the_refusal_says_when(client,
 def test_what_is_done_to_one_raffle_leaves_the_other_as_it_is(client, database):
     def rows(n):
         tables = {"raffle": "sequence", "prize": "raffle", "ticket": "raffle", "win": "raffle"}
-        return [query(database, f"SELECT * FROM {table} WHERE {key} = {n + 1}") for table, key in tables.items()]
+        return [
+            query(database, f"SELECT * FROM {table} WHERE {key} = {n + 1}")
+            for table, key in tables.items()
+        ]
 
     def act(verb, n, *arguments, **headers):
         before = rows(1 - n)
@@ -365,7 +517,10 @@ def test_what_is_done_to_one_raffle_leaves_the_other_as_it_is(client, database):
         assert rows(1 - n) == before
         return answer
 
-    prizes = [[{"name": f"Prize {n} of raffle {raffle}", "amount": 1} for n in range(3)] for raffle in (0, 1)]
+    prizes = [
+        [{"name": f"Prize {n} of raffle {raffle}", "amount": 1} for n in range(3)]
+        for raffle in (0, 1)
+    ]
     paths, tickets = [client.new_raffle(3, prizes[0]), client.new_raffle(4, prizes[1])], ([], [])
     for address in ("10.1.0.1", "10.1.0.2", "10.1.0.3"):
         for n in (0, 1):
@@ -409,10 +564,14 @@ def test_a_ticket_is_stored_as_hashes_of_its_address_and_its_code(client, databa
     assert len(salts) == len(ADDRESSES)
 
 
-def test_no_file_and_no_line_of_the_log_tells_a_code_a_key_or_who_took_part(client, database, caplog):
+def test_no_file_and_no_line_of_the_log_tells_a_code_a_key_or_who_took_part(
+    client, database, caplog
+):
     caplog.set_level(logging.DEBUG)
     raffle = client.new_raffle(2, [{"name": "Penny-farthing", "amount": 2}])
-    tickets = [client.participate(raffle, address, Idempotency_Key=KEY).json for address in ADDRESSES]
+    tickets = [
+        client.participate(raffle, address, Idempotency_Key=KEY).json for address in ADDRESSES
+    ]
     [(address_key,)] = query(database, "SELECT address_key FROM raffle")
     client.new_raffle()  # behind which the row of the first one has to move when it grows
     client.draw(raffle)
@@ -423,7 +582,11 @@ def test_no_file_and_no_line_of_the_log_tells_a_code_a_key_or_who_took_part(clie
     client.app.close()
     stored, log = database.read_bytes(), caplog.text.encode()
     # What is there is found.
-    assert (b"Penny-farthing" in stored, b"Penny-farthing" in wal, MANAGER.encode() in log) == (True, True, True)
+    assert (b"Penny-farthing" in stored, b"Penny-farthing" in wal, MANAGER.encode() in log) == (
+        True,
+        True,
+        True,
+    )
     assert address_key not in stored
     forms = [KEY.encode(), uuid.UUID(KEY).bytes, *ADDRESSES.values(), *map(str.encode, ADDRESSES)]
     for code in (ticket["verification_code"] for ticket in tickets):
@@ -450,7 +613,11 @@ def test_no_secret_follows_from_what_is_public(tmp_path, monkeypatch):
             client.draw(raffle)
             body = client.get(raffle).json
         assert body["id"] == KEY
-        secrets += [body["secret"], body["public_randomness"], *(ticket["verification_code"] for ticket in tickets)]
+        secrets += [
+            body["secret"],
+            body["public_randomness"],
+            *(ticket["verification_code"] for ticket in tickets),
+        ]
     assert len(set(secrets)) == len(secrets) == 10
 
 

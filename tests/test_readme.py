@@ -16,7 +16,10 @@ def test_every_route_is_in_the_readme(database):
     with closing(raffle.create_app(database)) as app:
         routes = [(route.method, route.rule.replace("raffle_id", "id")) for route in app.routes]
     for method, rule in routes:
-        assert f"`{method} {rule}`" in README or f"`{method} {rule.rstrip('/')}`" in README, (method, rule)
+        assert f"`{method} {rule}`" in README or f"`{method} {rule.rstrip('/')}`" in README, (
+            method,
+            rule,
+        )
 
 
 def test_the_layout_of_the_readme_names_every_file():
@@ -25,7 +28,10 @@ def test_the_layout_of_the_readme_names_every_file():
 
 
 def test_the_limits_of_the_readme_are_those_of_the_server():
-    assert f"hold one of {server.MAX_CONNECTIONS} connections for {server.STALL_TIMEOUT} seconds" in README
+    assert (
+        f"hold one of {server.MAX_CONNECTIONS} connections for {server.STALL_TIMEOUT} seconds"
+        in README
+    )
     assert f"answers what has arrived, for up to {server.STOP_TIMEOUT} seconds" in README
 
 
@@ -43,16 +49,32 @@ def test_the_curl_session_goes_as_it_is_printed(serve, tmp_path):
     (session,) = re.findall(r"```console\n(.*?)```", README, re.DOTALL)
     steps = re.findall(r"^\$ (.*\n)((?:(?!\$ ).*\n)*)", session, re.MULTILINE)
     assert len(steps) == 7
-    script = "".join(f"{command}echo ----\n" for command, _ in steps).replace(":8080", f":{server.port}")
-    done = subprocess.run(
-        ["bash", "-euc", script], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True
+    script = "".join(f"{command}echo ----\n" for command, _ in steps).replace(
+        ":8080", f":{server.port}"
     )
-    assert [masked(output) for output in done.stdout.split("----\n")[:-1]] == [masked(output) for _, output in steps]
+    done = subprocess.run(
+        ["bash", "-euc", script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert [masked(output) for output in done.stdout.split("----\n")[:-1]] == [
+        masked(output) for _, output in steps
+    ]
     save = re.search(r"`(curl \$raffle/ > 1\.json)`", README)[1]
     check = re.search(r"`(python3 draw\.py \$raffle/ --before 1\.json 2\.json)`", README)[1]
-    script += f"{save}\n{save.replace('1', '2')}\n{check.replace('draw.py', str(ROOT / 'draw.py'))}\n"
+    script += (
+        f"{save}\n{save.replace('1', '2')}\n{check.replace('draw.py', str(ROOT / 'draw.py'))}\n"
+    )
     done = subprocess.run(
-        ["bash", "-euc", script], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True
+        ["bash", "-euc", script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
     )
     assert done.stdout.count("\nholds  ") == 5
     assert "FAILS" not in done.stdout

@@ -80,18 +80,28 @@ def dribble(clients):
 
 def sockets(server):
     """Return how many sockets the process of a server has, the one that listens among them."""
-    return sum(descriptor.is_socket() for descriptor in Path(f"/proc/{server.process.pid}/fd").iterdir())
+    return sum(
+        descriptor.is_socket() for descriptor in Path(f"/proc/{server.process.pid}/fd").iterdir()
+    )
 
 
 def mebibytes(server):
     """Return how much memory the process of a server occupies."""
-    return int(Path(f"/proc/{server.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / MIB
+    return (
+        int(Path(f"/proc/{server.process.pid}/statm").read_text().split()[1])
+        * os.sysconf("SC_PAGE_SIZE")
+        / MIB
+    )
 
 
 def test_a_whole_raffle_among_many_clients_at_once(serve):
     participants = 200
     server = serve(MANAGER_IPS="127.0.0.1, 127.0.0.2")
-    prizes = [{"name": "Bicycle", "amount": 1}, {"name": "Book", "amount": 30}, {"name": "Pen", "amount": 69}]
+    prizes = [
+        {"name": "Bicycle", "amount": 1},
+        {"name": "Book", "amount": 30},
+        {"name": "Pen", "amount": 69},
+    ]
     raffle = server.create(participants, prizes)
 
     def participate(n):
@@ -106,7 +116,9 @@ def test_a_whole_raffle_among_many_clients_at_once(serve):
         assert sorted([first[0], second[0]]) in ([201, 403], [201, 410])
 
     managers = ("127.0.0.1", "127.0.0.2")
-    draws = at_once([partial(server.request, "POST", f"{raffle}winners/", source=source) for source in managers])
+    draws = at_once(
+        [partial(server.request, "POST", f"{raffle}winners/", source=source) for source in managers]
+    )
     (drawn, _, wins), (refused, _, problem) = sorted(draws, key=lambda answer: answer[0])
     assert (drawn, refused, problem["type"]) == (201, 403, "urn:raffle:already-drawn")
     assert server.list_wins(raffle) == wins
@@ -116,7 +128,10 @@ def test_a_whole_raffle_among_many_clients_at_once(serve):
 
     verify = partial(server.request, "POST", f"{raffle}verify-ticket/")
     codes = [ticket["verification_code"] for ticket in tickets]
-    mixed = [{**ticket, "verification_code": code} for ticket, code in zip(tickets, codes[1:] + codes[:1])]
+    mixed = [
+        {**ticket, "verification_code": code}
+        for ticket, code in zip(tickets, codes[1:] + codes[:1])
+    ]
     with ThreadPoolExecutor(16) as pool:
         for ticket, (status, _, verdict) in zip(tickets, pool.map(verify, tickets)):
             prize = prize_of.get(ticket["ticket_number"])
@@ -168,7 +183,12 @@ def test_pipelined_requests_are_dropped_after_the_first(serve):
     with serve().connect() as client:
         client.sendall(request_for("/health") * 20)
         answer = b"".join(iter(lambda: client.recv(65536), b""))
-    assert answer.count(b"HTTP/1.1 ") == answer.count(b"HTTP/1.1 200") == answer.count(b"Connection: close") == 1
+    assert (
+        answer.count(b"HTTP/1.1 ")
+        == answer.count(b"HTTP/1.1 200")
+        == answer.count(b"Connection: close")
+        == 1
+    )
 
 
 def test_blank_lines_around_a_request_are_not_a_request(serve):
@@ -182,7 +202,10 @@ def test_blank_lines_around_a_request_are_not_a_request(serve):
                     server.request("GET", "/health")
                 client.sendall(request_for("/health") + blank)
                 answer = client.recv(65536)
-                assert (answer[9:12], b"Connection: close" in answer) == (b"200", False), (blank, is_apart)
+                assert (answer[9:12], b"Connection: close" in answer) == (b"200", False), (
+                    blank,
+                    is_apart,
+                )
 
 
 def test_a_body_may_come_in_chunks_and_not_be_longer_than_the_limits(serve):
@@ -192,7 +215,11 @@ def test_a_body_may_come_in_chunks_and_not_be_longer_than_the_limits(serve):
     chunked = head + b"Transfer-Encoding: chunked\r\n\r\n"
     too_long, endless = b" " * (MIB + 1), b"fffffff\r\n".ljust(2 * MIB)
     for request, status, kind in (
-        (chunked + b"5\r\n%s\r\n%x\r\n%s\r\n0\r\n\r\n" % (body[:5], len(body) - 5, body[5:]), b"201", b"json"),
+        (
+            chunked + b"5\r\n%s\r\n%x\r\n%s\r\n0\r\n\r\n" % (body[:5], len(body) - 5, body[5:]),
+            b"201",
+            b"json",
+        ),
         (head + b"Content-Length: %d\r\n\r\n%s" % (MIB + 1, too_long), b"413", b"problem+json"),
         (chunked + b"%x\r\n%s\r\n0\r\n\r\n" % (MIB + 1, too_long), b"413", b"problem+json"),
         # Past the hard limit the server does not read on, so nothing more is sent.
@@ -219,13 +246,24 @@ def test_it_listens_on_ipv6(serve):
         pytest.skip(f"this machine has no IPv6: {error}")
     server = serve(RAFFLE_LISTEN="[::1]:0", MANAGER_IPS="::1")
     assert server.greeting == f"Listening on http://[::1]:{server.port}\n"
-    assert server.request("POST", f"{server.create(source='::1')}participate/", source="::1")[0] == 201
+    assert (
+        server.request("POST", f"{server.create(source='::1')}participate/", source="::1")[0] == 201
+    )
 
 
 def test_waitress_serve_can_call_the_application_factory(database):
-    command = [sys.executable, "-m", "waitress", "--listen=127.0.0.1:0", "--call", "raffle:create_app"]
+    command = [
+        sys.executable,
+        "-m",
+        "waitress",
+        "--listen=127.0.0.1:0",
+        "--call",
+        "raffle:create_app",
+    ]
     environment = {**os.environ, "RAFFLE_DATABASE": str(database)}
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+    ) as process:
         try:
             port = int(process.stderr.readline().rpartition(":")[2])
             with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=30)) as connection:
@@ -241,7 +279,10 @@ def test_a_server_survives_what_no_client_library_sends_and_never_says_what_it_i
     for request, status in (
         (b"GET http://x/raffles/ HTTP/1.1\r\n", b"200"),
         (b"BREW /raffles/ HTTP/1.1\r\n", b"405"),
-        (b"POST /raffles/ HTTP/1.1\r\nExpect: 100-continue\r\n", b"415"),  # there is no body to wait for
+        (
+            b"POST /raffles/ HTTP/1.1\r\nExpect: 100-continue\r\n",
+            b"415",
+        ),  # there is no body to wait for
         (b"GET /raffles/%0A HTTP/1.1\r\n", b"404"),
         (b"GET /raffles/?limit=%FF&cursor=\xff HTTP/1.1\r\n", b"400"),
         (b"POST /raffles/ HTTP/1.0\r\nTransfer-Encoding: chunked\r\n", b"415"),

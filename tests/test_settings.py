@@ -15,20 +15,83 @@ import raffle
 
 BAD = {
     "MANAGER_IPS": [
-        *("localhost", "10.0.0", "10.0.0.256", "10.0.0.1,", ",", " ", "10.0.0.1;10.0.0.2", "10.0.0.1 10.0.0.2", "*"),
+        *(
+            "localhost",
+            "10.0.0",
+            "10.0.0.256",
+            "10.0.0.1,",
+            ",",
+            " ",
+            "10.0.0.1;10.0.0.2",
+            "10.0.0.1 10.0.0.2",
+            "*",
+        ),
         *("10.0.0.1/8", "10.0.0.0/33", "::1/129", "::g", "10.0.0.1:80", "[::1]", "10.0.0.1,x"),
     ],
     "RAFFLE_TRUSTED_PROXIES": ["x", "10.0.0.1/8", "10.0.0.1,", "[::1]", "10.0.0.1:80"],
     "RAFFLE_DATABASE": [
-        *("raffle.db\r", "raffle.db\n", " raffle.db", "raffle.db ", "raffle.db\t", "\xa0raffle.db", " "),
-        *("raf\x1bfle.db", "raf\u200bfle.db", "raf\u2028fle.db", "raf\udcfffle.db", ".", "no/raffle.db", "\x7f"),
+        *(
+            "raffle.db\r",
+            "raffle.db\n",
+            " raffle.db",
+            "raffle.db ",
+            "raffle.db\t",
+            "\xa0raffle.db",
+            " ",
+        ),
+        *(
+            "raf\x1bfle.db",
+            "raf\u200bfle.db",
+            "raf\u2028fle.db",
+            "raf\udcfffle.db",
+            ".",
+            "no/raffle.db",
+            "\x7f",
+        ),
     ],
     "RAFFLE_LISTEN": [
-        *("8080", ":8080", "localhost:8080", "127.0.0.1", "127.0.0.1:", "127.0.0.1:http", "127.0.0.1:65536", " "),
-        *("127.0.0.1:-1", "127.0.0.1:123456", "::1:8080", "[::1]", "[127.0.0.1]:8080", "http://127.0.0.1:8080"),
-        *("127.0.0.1:8080\r", " 127.0.0.1:8080", "256.0.0.1:8080", "127.1:8080", "[::g]:8080", "[::1::]:80", "*:8080"),
+        *(
+            "8080",
+            ":8080",
+            "localhost:8080",
+            "127.0.0.1",
+            "127.0.0.1:",
+            "127.0.0.1:http",
+            "127.0.0.1:65536",
+            " ",
+        ),
+        *(
+            "127.0.0.1:-1",
+            "127.0.0.1:123456",
+            "::1:8080",
+            "[::1]",
+            "[127.0.0.1]:8080",
+            "http://127.0.0.1:8080",
+        ),
+        *(
+            "127.0.0.1:8080\r",
+            " 127.0.0.1:8080",
+            "256.0.0.1:8080",
+            "127.1:8080",
+            "[::g]:8080",
+            "[::1::]:80",
+            "*:8080",
+        ),
     ],
-    "RAFFLE_THREADS": ["0", "201", "-1", "+1", "1.5", "x", " ", "64\r", " 64", "٣", "1_0", "1" * 10],
+    "RAFFLE_THREADS": [
+        "0",
+        "201",
+        "-1",
+        "+1",
+        "1.5",
+        "x",
+        " ",
+        "64\r",
+        " 64",
+        "٣",
+        "1_0",
+        "1" * 10,
+    ],
     "RAFFLE_IPV6_PREFIX": ["0", "129", "-1", "/64", "64.0", "x", " ", "٦٤"],
     "RAFFLE_HOSTS": [
         *(
@@ -51,7 +114,14 @@ BAD = {
 GOOD = {
     "MANAGER_IPS": ["", "10.0.0.1", " 10.0.0.1 , ::1", "10.0.0.0/8,2001:db8::/32"],
     "RAFFLE_DATABASE": ["", "r af.db", "Füße.db"],
-    "RAFFLE_LISTEN": ["", "0.0.0.0:0", "127.0.0.1:65535", "[::1]:8080", "[::]:0", "[::ffff:127.0.0.1]:80"],
+    "RAFFLE_LISTEN": [
+        "",
+        "0.0.0.0:0",
+        "127.0.0.1:65535",
+        "[::1]:8080",
+        "[::]:0",
+        "[::ffff:127.0.0.1]:80",
+    ],
     "RAFFLE_TRUSTED_PROXIES": ["", "10.0.0.1", "10.0.0.0/8, ::1"],
     "RAFFLE_THREADS": ["", "1", "200", "064"],
     "RAFFLE_IPV6_PREFIX": ["", "1", "128"],
@@ -77,7 +147,13 @@ def run(program, directory, **environment):
     environment = {**os.environ, "PYTHONPATH": paths, **environment}
     command = [sys.executable, *program]
     return subprocess.run(
-        command, cwd=directory, env=environment, capture_output=True, text=True, timeout=60, check=False
+        command,
+        cwd=directory,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
 
 
@@ -114,7 +190,9 @@ def test_a_refused_start_prints_one_sentence_exits_with_1_and_leaves_no_file(tmp
             ("RAFFLE_LISTEN", listen, f"{listen}: Address already in use"),
             ("RAFFLE_THREADS", "many", "'many' is not an integer from 1 to 200"),
         ):
-            ended = run([ROOT / "raffle.py"], tmp_path, **{"RAFFLE_LISTEN": "127.0.0.1:0", name: value})
+            ended = run(
+                [ROOT / "raffle.py"], tmp_path, **{"RAFFLE_LISTEN": "127.0.0.1:0", name: value}
+            )
             assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", f"{name}: {reason}\n")
             assert list(tmp_path.iterdir()) == [], name
 
@@ -122,7 +200,10 @@ def test_a_refused_start_prints_one_sentence_exits_with_1_and_leaves_no_file(tmp
 def test_one_log_line_shows_the_effective_value_of_every_setting(serve, database):
     empty = dict.fromkeys(("RAFFLE_THREADS", "RAFFLE_TRUSTED_PROXIES", "RAFFLE_IPV6_PREFIX"), "")
     server = serve(
-        MANAGER_IPS="10.0.0.1, ::/0", RAFFLE_HOSTS="Raffle.example.", RAFFLE_PORT="tcp://10.0.0.1:80", **empty
+        MANAGER_IPS="10.0.0.1, ::/0",
+        RAFFLE_HOSTS="Raffle.example.",
+        RAFFLE_PORT="tcp://10.0.0.1:80",
+        **empty,
     )
     [line] = [line for line in server.log.read_text().splitlines() if " Settings: " in line]
     assert json.loads(line.partition(" Settings: ")[2]) == {
@@ -153,7 +234,11 @@ def test_arguments_of_create_app_win_over_the_environment(tmp_path, monkeypatch)
             client = Client(app)
             for address in ("10.0.0.1", "10.0.0.5", "10.0.0.9"):
                 response = client.send("POST", "/raffles/", b"{", address=address)
-                assert (response.status_int == 400) == (address in allowed), (database, managers, address)
+                assert (response.status_int == 400) == (address in allowed), (
+                    database,
+                    managers,
+                    address,
+                )
         (tmp_path / file).unlink()
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(raffle.SettingError, match="MANAGER_IPS: "):
@@ -195,5 +280,10 @@ def test_an_unknown_argument_ends_the_program_with_2(monkeypatch):
 
 def test_the_readme_lists_every_setting_with_default_and_meaning():
     rows = re.findall(r"^\| `([A-Z_0-9]+)` \| `?([^|`]+)`? \| (.+) \|$", README, re.MULTILINE)
-    settings = [(name, default or "none", meaning) for name, (_, default, meaning) in raffle.SETTINGS.items()]
-    assert [(name, default, meaning.replace("`", "")) for name, default, meaning in rows] == settings
+    settings = [
+        (name, default or "none", meaning)
+        for name, (_, default, meaning) in raffle.SETTINGS.items()
+    ]
+    assert [
+        (name, default, meaning.replace("`", "")) for name, default, meaning in rows
+    ] == settings
