@@ -1,22 +1,27 @@
-"""One SQLite file: a thread that writes, with group commit, and a pool of connections that read.
+"""One SQLite file: a thread that writes, with group commit, and connections that read.
 
 Requests hand their writes to the thread, which runs all that wait in one
 transaction: under load, one sync of the disk pays for many. Nothing that decides
 is remembered between transactions, so other programs may use the file as well.
 """
 
-import itertools
+from __future__ import annotations
+
 import logging
 import os
 import queue
 import sqlite3
 import threading
+from collections.abc import Sequence
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any, Callable, NamedTuple
 
-BUSY_TIMEOUT = 5  # seconds to wait for another program's lock, as Litestream recommends
+BUSY_TIMEOUT = 5.0  # seconds to wait for another program's lock, as Litestream recommends
 READERS = 16  # connections; a read waits until one is free
-IDENTITY = "SELECT application_id, user_version FROM pragma_application_id, pragma_user_version"
+READ_IDENTITY = (
+    "SELECT application_id, user_version FROM pragma_application_id, pragma_user_version"
+)
 PRAGMAS = """
 PRAGMA journal_mode = WAL; -- readers go on while a batch is written; a copy by VACUUM INTO has another mode
 PRAGMA synchronous = FULL; -- an answered ticket survives a loss of power; NORMAL might undo the last commits
@@ -25,6 +30,11 @@ PRAGMA foreign_keys = ON; -- SQLite does not enforce them by default
 PRAGMA cache_size = -131072; -- KiB: tickets land all over the file, 100 MB for a million
 PRAGMA temp_store = MEMORY; -- the directory for temporary files may be full
 """
+
+# Gets the connection, what the requests of a group share, and the list of the requests. Decides
+# before it writes. Returns the list of their outcomes; one that is an exception is raised to
+# whoever made the request.
+Action = Callable[[sqlite3.Connection, Any, "list[Any]"], "list[Any]"]
 
 log = logging.getLogger("raffle")
 
@@ -37,13 +47,23 @@ class DatabaseUnavailable(Exception):
     """The file cannot be read or written now, or the database has been closed."""
 
 
-class Database:
-    """One SQLite file. Its methods may be called from any thread."""
+class Write(NamedTuple):
+    """A request that waits for the writing thread, and where that puts its outcome."""
 
-    def __init__(self, path, schema):
-        """Open the database at `path`, or create it, readable by its owner only. Raises DatabaseRefused.
+    action: Action
+    group: Any
+    request: Any
+    reply: queue.SimpleQueue[Any]
+
+
+class Database:
+    """One SQLite file. Its methods may be called from any thread of the process that opened it."""
+
+    def __init__(self, path: str | os.PathLike[str], schema: str) -> None:
+        """Open the database at `path`, or create it, readable by its owner only.
 
         schema: SQL that creates the tables and sets application_id and user_version.
+        Raises DatabaseRefused.
         """
         if sqlite3.sqlite_version_info < (3, 37):  # STRICT tables
             raise DatabaseRefused(
@@ -51,42 +71,41 @@ class Database:
             )
         # Whatever becomes of the current directory or of a link, it stays the same file.
         self.path = Path(os.path.realpath(path))
-        self.long_job = (
-            threading.Lock()
-        )  # for what takes several writes, such as a draw: one at a time
-        self._writes = (
-            queue.SimpleQueue()
-        )  # (action and key, request, queue for the outcome), at last None
-        self._readers = queue.SimpleQueue()
-        self._gate = threading.Lock()  # nothing is put behind the None
-        self._is_over = self._is_failing = self._own_files = False
+        self.has_lost_commit = False  # a commit has failed for good: only a restart helps
         self._process = os.getpid()
         self._has_warned_of_fork = False
-        self.has_lost_commit = False  # a commit failed for good: only a restart helps
+        self._is_failing = False  # the last transaction that should have written failed
+        self._is_closing = False
+        # Held to set _is_closing and to put a write: so nothing follows the None of close().
+        self._close_lock = threading.Lock()
+        self._writes: queue.SimpleQueue[Write | None] = queue.SimpleQueue()
+        self._readers: queue.SimpleQueue[sqlite3.Connection] = queue.SimpleQueue()
+
         try:
             _prepare(self.path, schema)
             self._writer = _connect(self.path, "rw")
             self._writer.executescript(schema + PRAGMAS)
+            # The first read opens the -wal file: now, so that it is not another one later.
+            self._writer.execute(READ_IDENTITY).fetchall()
             for _ in range(READERS):
-                self._readers.put(reader := _connect(self.path, "ro"))
-                reader.execute(
-                    IDENTITY
-                )  # opens the -wal file now, so that it is not another one later
-            self._require_own_files()
+                reader = _connect(self.path, "ro")
+                reader.execute(READ_IDENTITY).fetchall()
+                self._readers.put(reader)
+            self._files = self._identify_files()
         except (OSError, sqlite3.Error) as error:
-            raise DatabaseRefused(
-                f"{self.path} cannot be opened: {getattr(error, 'strerror', error)}"
-            ) from error
-        self._thread = threading.Thread(
-            target=self._write_batches, name="raffle-writer", daemon=True
-        )
+            reason = getattr(error, "strerror", error)
+            raise DatabaseRefused(f"{self.path} cannot be opened: {reason}") from error
+
+        self._thread = threading.Thread(target=self._run_writes, name="raffle-writer", daemon=True)
         self._thread.start()
 
-    def read(self, sql, values=()):
-        """Return the rows of a statement as a list of sqlite3.Row. Raises DatabaseUnavailable."""
+    def read(self, sql: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
+        """Return the rows of a statement. Raises DatabaseUnavailable."""
         self._require_own_process()
-        if self._is_over:  # else those who read could keep a connection from the close for ever
+        if self._is_closing:
+            # Readers that take turns could keep the writing thread from collecting them all.
             raise DatabaseUnavailable
+
         reader = self._readers.get()
         try:
             # To the end, because a cursor left open would hold back checkpoints.
@@ -97,142 +116,217 @@ class Database:
         finally:
             self._readers.put(reader)
 
-    def write(self, action, key, request=None):
+    def execute(self, sql: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
+        """Run one statement in a write transaction; return its rows after the commit.
+
+        Raises DatabaseUnavailable, or the sqlite3.Error of the statement.
+        """
+
+        def run(connection: sqlite3.Connection, group: None, requests: list[None]) -> list[Any]:
+            return [connection.execute(sql, values).fetchall()]
+
+        return self.write(run, None, None)
+
+    def write(self, action: Action, group: Any, request: Any = None) -> Any:
         """Have the writing thread run an action, and return its outcome after the commit.
 
-        action: function of the connection, the key, and the list of all requests
-        that wait for the same action and key. It decides before it writes, and
-        returns the list of their outcomes, with an exception for a refusal.
-        Raises that exception, the one that the action raises, or DatabaseUnavailable.
+        Requests for the same action and group that wait at the same time are run in
+        one call. Raises what the action raises or has as the outcome, or
+        DatabaseUnavailable.
         """
         self._require_own_process()
-        reply = queue.SimpleQueue()
-        with self._gate:
-            if self._is_over:
+        reply: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        with self._close_lock:
+            if self._is_closing:
                 raise DatabaseUnavailable
-            self._writes.put(((action, key), request, reply))
+            self._writes.put(Write(action, group, request, reply))
+
         outcome = reply.get()
         if isinstance(outcome, BaseException):
             raise outcome
         return outcome
 
-    def require_writable(self):
-        """Raise DatabaseUnavailable unless a transaction commits: one that writes, if writes have failed.
+    def require_writable(self) -> None:
+        """Raise DatabaseUnavailable unless a transaction commits.
 
-        An empty transaction succeeds on a full disk, too.
+        If writes have failed it must be one that writes: an empty one commits on a
+        full disk, too.
         """
-        self.write(_rewrite_version if self._is_failing else _write_nothing, None)
+        self.write(_rewrite_version if self._is_failing else _write_nothing, None, None)
 
-    def close(self):
+    def close(self) -> None:
         """Finish what is waiting, then end the thread and close every connection."""
         if os.getpid() != self._process:
             return
-        with self._gate:
-            self._is_over = True
+        with self._close_lock:
+            self._is_closing = True
             self._writes.put(None)
-        if (
-            threading.current_thread() is not self._thread
-        ):  # where the garbage collector may close an application
+        # The garbage collector may close an application in any thread, this one included.
+        if threading.current_thread() is not self._thread:
             self._thread.join()
 
-    def _require_own_process(self):
+    def _require_own_process(self) -> None:
         """Raise DatabaseUnavailable in a process that was forked after the database was opened.
 
-        It has no thread that writes, and SQLite forbids it to use the connections:
-        https://www.sqlite.org/howtocorrupt.html#_carrying_an_open_database_across_a_fork_.
-        The process id is compared because uWSGI forks without telling Python.
+        It has no writing thread, and SQLite forbids it to use the connections:
+        https://www.sqlite.org/howtocorrupt.html, section 2.6. The process id is
+        compared because uWSGI forks without telling Python.
         """
         if os.getpid() == self._process:
             return
         if not self._has_warned_of_fork:
             self._has_warned_of_fork = True
             log.error(
-                "The database was opened before this process was forked: create the application in "
-                "each worker (gunicorn without --preload, uWSGI with --lazy-apps)"
+                "The database was opened before this process was forked: create the application "
+                "in each worker (gunicorn without --preload, uWSGI with --lazy-apps)"
             )
         raise DatabaseUnavailable
 
-    def _require_own_files(self):
-        """Raise OSError or DatabaseUnavailable unless the files are those of the first call."""
-        files = [
-            Path(f"{self.path}{end}").stat()[1:3] for end in ("", "-wal", "-shm")
-        ]  # inode, device
-        self._own_files = self._own_files or files
-        if files != self._own_files:
+    def _identify_files(self) -> list[tuple[int, int]]:
+        """Return device and inode of the database, its -wal and its -shm. Raises OSError."""
+        stats = [Path(f"{self.path}{end}").stat() for end in ("", "-wal", "-shm")]
+        return [(stat.st_dev, stat.st_ino) for stat in stats]
+
+    def _require_same_files(self) -> None:
+        """Raise OSError or DatabaseUnavailable unless the files are those that were opened.
+
+        SQLite cannot know; it would go on with files that nobody else sees.
+        """
+        if self._identify_files() != self._files:
             raise DatabaseUnavailable(f"{self.path} or its -wal or -shm file was replaced")
 
-    def _write_batches(self):
-        while not (self._is_over and self._writes.empty()):
-            batch = [self._writes.get() for _ in range(self._writes.qsize() or 1)]
-            groups = {}
-            for group, *write in filter(None, batch):
-                groups.setdefault(group, []).append(write)
-            self._write_groups(groups)
+    # The writing thread
+
+    def _run_writes(self) -> None:
+        while not (self._is_closing and self._writes.empty()):
+            batch = self._collect_batch()
+            if batch:
+                self._write_batch(batch)
+
         for reader in [self._readers.get() for _ in range(READERS)]:
             reader.close()
             self._readers.put(reader)  # refuses those who wait for it
         # The last connection to close removes the -wal file: so not a reader.
         self._writer.close()
 
-    def _write_groups(self, groups):
-        """Run groups of requests with the same action and key in one transaction; if one fails, each in its own."""
-        outcomes, is_committing = [], False
+    def _collect_batch(self) -> list[Write]:
+        """Wait for a write, and return it with all that are there by then."""
+        batch = [self._writes.get()]
+        while not self._writes.empty():  # only this thread takes from it
+            batch.append(self._writes.get())
+        return [write for write in batch if write is not None]
+
+    def _write_batch(self, batch: list[Write]) -> None:
+        """Run a batch in one transaction, then answer each of its requests."""
+        groups: dict[tuple[Action, Any], list[Write]] = {}
+        for write in batch:
+            groups.setdefault((write.action, write.group), []).append(write)
+
         try:
-            changes = self._writer.total_changes
-            self._writer.execute("BEGIN IMMEDIATE")
-            for (action, key), group in groups.items():
-                outcomes += action(self._writer, key, [request for request, _ in group])
-            self._require_own_files()
-            is_committing = True
-            self._writer.execute("COMMIT")
-            self._require_own_files()  # once more, before anything is acknowledged
-            # A transaction that wrote nothing does not show that the disk has room again.
-            if self._writer.total_changes > changes or (_rewrite_version, None) in groups:
-                self._note(None)
+            outcomes = self._commit(groups)
         except BaseException as error:  # whatever it is, nobody may wait for ever
             with suppress(sqlite3.Error):  # SQLite may have rolled back already
                 self._writer.execute("ROLLBACK")
-            is_lost = is_committing and str(error) == "disk I/O error"
-            is_of_file = isinstance(error, (OSError, sqlite3.OperationalError, DatabaseUnavailable))
-            # Other errors are those of a program, for the caller to log.
-            if is_of_file or self._is_over or type(error) is sqlite3.DatabaseError:
-                self._note(error)
-                error = DatabaseUnavailable()
-            outcomes = itertools.repeat(error)
-            if is_lost:
-                # The next sync may succeed without what this one lost: https://wiki.postgresql.org/wiki/Fsync_Errors
-                log.error("A commit has failed: the database is unavailable until a restart")
-                self._writer.close()
-                self.close()
-                self.has_lost_commit = True
-            elif len(groups) > 1 and not (is_committing and is_of_file):
-                while groups:
-                    self._write_groups(dict([groups.popitem()]))
-        for (_, reply), outcome in zip(itertools.chain(*groups.values()), outcomes):
-            reply.put(outcome)
+            outcomes = [self._failure(error)] * len(batch)
 
-    def _note(self, failure):
-        """Log that writes fail, once until one succeeds: then the failure is None."""
-        if self._is_failing != bool(failure):
-            self._is_failing = bool(failure)
-            log.warning("Writes %s", f"fail: {failure}" if failure else "succeed again")
-            # Only the first write waits for another program's lock: the next ones would occupy every thread.
-            self._writer.execute(f"PRAGMA busy_timeout = {0 if failure else BUSY_TIMEOUT * 1000}")
+        writes = [write for group in groups.values() for write in group]
+        for write, outcome in zip(writes, outcomes):
+            write.reply.put(outcome)
+
+    def _commit(self, groups: dict[tuple[Action, Any], list[Write]]) -> list[Any]:
+        """Run the groups in one transaction; return the outcomes of all, in the order of groups.
+
+        Each runs behind a savepoint, so that one that fails leaves nothing.
+        """
+        changes = self._writer.total_changes
+        self._writer.execute("BEGIN IMMEDIATE")
+        outcomes: list[Any] = []
+        for (action, group), writes in groups.items():
+            self._writer.execute("SAVEPOINT before_group")
+            try:
+                outcomes += action(self._writer, group, [write.request for write in writes])
+            except BaseException as error:
+                outcomes += [self._failure(error)] * len(writes)
+                # Fails, and the batch with it, if SQLite has rolled back the whole transaction.
+                self._writer.execute("ROLLBACK TO before_group")
+            self._writer.execute("RELEASE before_group")
+
+        self._require_same_files()
+        try:
+            self._writer.execute("COMMIT")
+        except sqlite3.OperationalError as error:
+            if str(error) == "disk I/O error":
+                self._lose_commit(error)
+            raise
+        self._require_same_files()  # once more, before anything is acknowledged
+
+        if self._is_failing:
+            self._set_busy_timeout(BUSY_TIMEOUT)
+        # A transaction that wrote nothing does not show that the disk has room again.
+        if self._writer.total_changes > changes or (_rewrite_version, None) in groups:
+            self._end_failing()
+        return outcomes
+
+    def _lose_commit(self, error: sqlite3.Error) -> None:
+        """Refuse everything from now on.
+
+        The next sync may succeed without what this one lost:
+        https://wiki.postgresql.org/wiki/Fsync_Errors.
+        """
+        self._begin_failing(error)
+        log.error("A commit has failed: the database is unavailable until a restart")
+        self._writer.close()
+        self.close()
+        self.has_lost_commit = True
+
+    def _failure(self, error: BaseException) -> BaseException:
+        """Return what an error is for callers: DatabaseUnavailable if it is the file's, else itself."""
+        is_of_file = (
+            isinstance(error, (OSError, sqlite3.OperationalError, DatabaseUnavailable))
+            or type(error) is sqlite3.DatabaseError
+        )
+        if is_of_file:
+            self._begin_failing(error)
+        if is_of_file or self._is_closing:
+            return DatabaseUnavailable()
+        return error  # a program's, for the caller to log
+
+    def _begin_failing(self, error: BaseException) -> None:
+        """Log once that writes fail. Until a commit, wait for no lock: every thread would wait."""
+        if not self._is_failing:
+            log.warning("Writes fail: %s", error)
+        self._is_failing = True
+        with suppress(sqlite3.Error):  # it may have been closed
+            self._set_busy_timeout(0)
+
+    def _end_failing(self) -> None:
+        """Log once that writes succeed."""
+        if self._is_failing:
+            log.warning("Writes succeed again")
+        self._is_failing = False
+
+    def _set_busy_timeout(self, seconds: float) -> None:
+        self._writer.execute(f"PRAGMA busy_timeout = {int(seconds * 1000)}").fetchall()
 
 
-def _write_nothing(connection, _, requests):
+def _write_nothing(connection: sqlite3.Connection, group: None, requests: list[None]) -> list[None]:
     return requests
 
 
-def _rewrite_version(connection, _, requests):
-    """Set a number in the header to what it is: one page is written."""
+def _rewrite_version(
+    connection: sqlite3.Connection, group: None, requests: list[None]
+) -> list[None]:
+    """Set a number in the header of the file to what it is, which writes one page."""
     [(version,)] = connection.execute("PRAGMA user_version").fetchall()
-    connection.execute(f"PRAGMA user_version = {version}")
+    connection.execute(f"PRAGMA user_version = {version}").fetchall()
     return requests
 
 
-def _prepare(path, schema):
-    """Create the file if it is missing. Raise DatabaseRefused unless it is empty, or of the schema's version."""
+def _prepare(path: Path, schema: str) -> None:
+    """Create the file if it is missing; refuse it unless it is empty or of the schema's version.
+
+    Raises DatabaseRefused, OSError, sqlite3.Error.
+    """
     wal = Path(f"{path}-wal")
     if path.exists() and not path.is_file():
         raise DatabaseRefused(f"{path} is not a regular file")
@@ -245,11 +339,15 @@ def _prepare(path, schema):
             raise DatabaseRefused(
                 f"{place} cannot be written by user {user}: it belongs to user {owner}"
             )
+
     path.touch(0o600)
     with closing(sqlite3.connect(":memory:")) as model:
-        application, needed = model.executescript(schema).execute(IDENTITY).fetchone()
+        model.executescript(schema)
+        [(application, needed)] = model.execute(READ_IDENTITY).fetchall()
     with closing(_connect(path, "rw")) as connection:
-        found, version = connection.executescript("BEGIN IMMEDIATE").execute(IDENTITY).fetchone()
+        # In a write transaction, so that another start has either done nothing or all.
+        connection.execute("BEGIN IMMEDIATE")
+        [(found, version)] = connection.execute(READ_IDENTITY).fetchall()
         if path.stat().st_size and found != application:
             raise DatabaseRefused(f"{path} was made by another program")
     if found and version != needed:
@@ -258,11 +356,14 @@ def _prepare(path, schema):
         )
 
 
-def _connect(path, mode):
-    uri = f"{path.as_uri()}?mode={mode}"
-    # Transactions begin where the code says so. One thread at a time uses a connection, but not always the same.
+def _connect(path: Path, mode: str) -> sqlite3.Connection:
+    """Return a connection. mode: ro or rw, so that SQLite never makes a file."""
     connection = sqlite3.connect(
-        uri, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False, uri=True
+        f"{path.as_uri()}?mode={mode}",
+        uri=True,
+        timeout=BUSY_TIMEOUT,
+        isolation_level=None,  # transactions begin where the code says so
+        check_same_thread=False,  # one thread at a time uses it, but not always the same
     )
     connection.row_factory = sqlite3.Row
     return connection

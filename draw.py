@@ -66,8 +66,11 @@ Numbers that win:
       438003207210994 847299426078921 4434974052213969
 """
 
+from __future__ import annotations
+
 import argparse
 import hashlib
+import io
 import itertools
 import json
 import math
@@ -76,7 +79,9 @@ import struct
 import sys
 import time
 import urllib.request
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 ALGORITHM = "raffle-draw-2"
 MAX_TICKETS = 2**53 - 1  # the largest integer a JavaScript client reads exactly
@@ -105,60 +110,81 @@ FROM_CLOSE = ("issued_tickets", "closed_at")
 # The deck and the draw
 
 
-def deal_key(raffle_id, secret):
-    """Return the key of a raffle's deck. raffle_id: lower-case UUID with hyphens. secret: 32 bytes."""
+def derive_deal_key(raffle_id: str, secret: bytes) -> bytes:
+    """Return the deal key of a raffle. raffle_id: lower-case UUID, hyphenated. secret: 32 bytes."""
     return hashlib.sha256(b"raffle-deal-2" + raffle_id.encode() + secret).digest()
 
 
-def deck(key, total_tickets, place):
-    """Return the number of the ticket that is issued as the `place`-th (steps 1 and 2).
+def number_at(deal_key: bytes, total_tickets: int, place: int) -> int:
+    """Return the number of the ticket that is issued as the `place`-th: deck(k), steps 1 and 2.
 
-    key: of `deal_key`. total_tickets: 1 to MAX_TICKETS. place: 1 to
-    total_tickets. This is a permutation of 1 to total_tickets: a generalized
-    Feistel network with cycle walking (Black and Rogaway, "Ciphers with Arbitrary
-    Finite Domains", CT-RSA 2002).
+    total_tickets: 1 to MAX_TICKETS. place: 1 to total_tickets. This is a permutation
+    of 1 to total_tickets: a generalized Feistel network with cycle walking (Black and
+    Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002).
     """
     side = math.isqrt(total_tickets - 1) + 1
     # With an odd side, the parity of the permutation would be the same for every key.
     side += side % 2
+
     x = place - 1
     while True:
         left, right = divmod(x, side)
         for number in range(ROUNDS):
-            digest = hashlib.sha256(key + struct.pack(">QQ", number, right)).digest()
+            digest = hashlib.sha256(deal_key + struct.pack(">QQ", number, right)).digest()
             left, right = right, (left + int.from_bytes(digest[:8], "big")) % side
         x = left * side + right
         if x < total_tickets:
             return x + 1
 
 
-def winning_numbers(raffle_id, secret, public_randomness, total_tickets, issued_tickets, amount):
-    """Yield the winning ticket numbers, in the order of the prizes (steps 3 to 5).
+def drawn_places(
+    raffle_id: str, secret: bytes, public_randomness: str, issued_tickets: int
+) -> Iterator[int]:
+    """Yield the places of all issued tickets in the order in which they are drawn.
 
-    raffle_id, secret: as for `deal_key`. public_randomness: text. issued_tickets:
-    0 to total_tickets. amount: number of prizes.
+    These are steps 3 to 5. raffle_id, secret: as for `derive_deal_key`. public_randomness:
+    text. issued_tickets: 0 to MAX_TICKETS. Memory grows with the places that are taken.
     """
-    dealt = deal_key(raffle_id, secret)
-    key = hashlib.sha256(
+    draw_key = hashlib.sha256(
         ALGORITHM.encode() + raffle_id.encode() + secret + public_randomness.encode()
     ).digest()
-    words = _words(key)
-    displaced = {}
-    for last in range(issued_tickets, max(0, issued_tickets - amount), -1):
+    words = _draw_words(draw_key)
+    displaced: dict[int, int] = {}
+    for last in range(issued_tickets, 0, -1):
         word = next(words)
         while word >= 2**64 - 2**64 % last:
             word = next(words)
         cell = word % last + 1
-        yield deck(dealt, total_tickets, displaced.get(cell, cell))
+        yield displaced.get(cell, cell)
         displaced[cell] = displaced.pop(last, last)
 
 
-def _words(key):
+def _draw_words(draw_key: bytes) -> Iterator[int]:
     for counter in itertools.count():
-        yield from struct.unpack(">4Q", hashlib.sha256(key + counter.to_bytes(8, "big")).digest())
+        digest = hashlib.sha256(draw_key + counter.to_bytes(8, "big")).digest()
+        yield from struct.unpack(">4Q", digest)
 
 
-def amount_of_wins(prizes, issued_tickets):
+def winning_numbers(
+    raffle_id: str,
+    secret: bytes,
+    public_randomness: str,
+    total_tickets: int,
+    issued_tickets: int,
+    amount: int,
+) -> Iterator[int]:
+    """Yield the winning ticket numbers, in the order of the prizes.
+
+    Arguments as for `drawn_places`. total_tickets: issued_tickets to MAX_TICKETS.
+    amount: number of prizes.
+    """
+    deal_key = derive_deal_key(raffle_id, secret)
+    places = drawn_places(raffle_id, secret, public_randomness, issued_tickets)
+    for place in itertools.islice(places, amount):
+        yield number_at(deal_key, total_tickets, place)
+
+
+def amount_of_wins(prizes: list[dict[str, Any]], issued_tickets: int) -> int:
     """Return how many wins a draw has: one for each prize, as long as there are tickets."""
     return min(sum(prize["amount"] for prize in prizes), issued_tickets)
 
@@ -166,74 +192,106 @@ def amount_of_wins(prizes, issued_tickets):
 # The check
 
 
-def check_draw(raffle, wins, saved=()):
+Raffle = dict[str, Any]  # as GET /raffles/<id>/ returns it
+Result = tuple[str, bool]  # a sentence, and whether it holds
+
+
+def check_draw(
+    raffle: Raffle, wins: Iterable[dict[str, Any]], saved: Sequence[Raffle] = ()
+) -> list[Result]:
     """Return sentences on a draw, each with whether it holds.
 
-    raffle: as GET /raffles/<id>/ returns it after the draw. wins: iterable of all
-    that .../winners/ lists. saved: what /raffles/<id>/ returned before. Raises
-    KeyError, TypeError, ValueError if these are incomplete or of another form.
+    raffle: as it is after the draw. wins: all that .../winners/ lists. saved: what
+    /raffles/<id>/ returned before. Raises KeyError, TypeError, ValueError if these
+    are incomplete or of another form.
     """
     _require_drawn(raffle)
-    secret, prizes = bytes.fromhex(raffle["secret"]), raffle["prizes"]
-    amount = amount_of_wins(prizes, raffle["issued_tickets"])
-    inputs = [raffle[name] for name in ("public_randomness", "total_tickets", "issued_tickets")]
-    numbers = winning_numbers(raffle["id"], secret, *inputs, amount)
-    names = (prize["name"] for prize in prizes for _ in range(prize["amount"]))
-    drawn, count, follow = zip(numbers, names), 0, True
-    for listed in map(_number_and_prize, wins):
-        count += 1
-        follow = follow and next(drawn, None) == listed
-    if count < amount:
-        raise ValueError(f"only {count} of {amount} wins were read: all pages are needed")
+    follow = _wins_follow(raffle, wins)
+    commitment = hashlib.sha256(bytes.fromhex(raffle["secret"])).hexdigest()
     times = [raffle["created_at"], raffle["closed_at"], raffle["drawn_at"]]
     results = [
         (f"The draw was made by {ALGORITHM}", raffle["algorithm"] == ALGORITHM),
-        (
-            "The secret is the committed one",
-            hashlib.sha256(secret).hexdigest() == raffle["draw_commitment"],
-        ),
+        ("The secret is the committed one", commitment == raffle["draw_commitment"]),
         ("The wins follow from the secret, the randomness and issued_tickets", follow),
         ("The raffle was created, closed and drawn in this order", times == sorted(times)),
     ]
     if saved:
-        different = sorted(
-            {name for earlier in saved for name in _differing_members(raffle, earlier)}
-        )
-        which = f" (different: {', '.join(different)})" if different else ""
-        results.insert(0, (f"The raffle agrees with what you saved of it{which}", not different))
+        results.insert(0, _agrees(raffle, saved))
     return results
 
 
-def _differing_members(raffle, earlier):
-    """Return the members of a raffle, as it was saved earlier, that it cannot have had."""
-    members = FROM_START + (FROM_CLOSE if earlier["closed_at"] else ())
-    if earlier["public_randomness"] is not None:
-        members += ("public_randomness",)
-    different = [name for name in members if earlier[name] != raffle[name]]
-    return different + (
-        ["issued_tickets"] if earlier["issued_tickets"] > raffle["issued_tickets"] else []
+def _wins_follow(raffle: Raffle, wins: Iterable[dict[str, Any]]) -> bool:
+    """Return whether the wins are those that are computed. Raises ValueError if some are missing."""
+    amount = amount_of_wins(raffle["prizes"], raffle["issued_tickets"])
+    numbers = winning_numbers(
+        raffle["id"],
+        bytes.fromhex(raffle["secret"]),
+        raffle["public_randomness"],
+        raffle["total_tickets"],
+        raffle["issued_tickets"],
+        amount,
     )
+    names = (prize["name"] for prize in raffle["prizes"] for _ in range(prize["amount"]))
+    computed = zip(numbers, names)
+
+    listed = 0
+    is_as_computed = True
+    for win in wins:
+        listed += 1
+        number_and_prize = _number_and_prize(win)
+        # After a difference nothing more is computed, but what is listed is still read.
+        if is_as_computed and next(computed, None) != number_and_prize:
+            is_as_computed = False
+    if listed < amount:
+        raise ValueError(f"only {listed} of {amount} wins were read: all pages are needed")
+    return is_as_computed
 
 
-def _number_and_prize(win):
-    number, prize = win["ticket_number"], win["prize"]
+def _number_and_prize(win: dict[str, Any]) -> tuple[int, str]:
+    number = win["ticket_number"]
+    prize = win["prize"]
     # Python takes True and 1.0 for 1.
     if type(number) is not int or not isinstance(prize, str):
         raise ValueError("a win is not of the form {ticket_number, prize}")
     return number, prize
 
 
-def _require_drawn(raffle):
-    """Raise KeyError, TypeError or ValueError unless a raffle has the form of one that has been drawn."""
+def _agrees(raffle: Raffle, saved: Sequence[Raffle]) -> Result:
+    """Return whether a raffle is what was saved of it earlier, and what is not."""
+    different = {name for earlier in saved for name in _differing_members(raffle, earlier)}
+    sentence = "The raffle agrees with what you saved of it"
+    if different:
+        sentence += f" (different: {', '.join(sorted(different))})"
+    return sentence, not different
+
+
+def _differing_members(raffle: Raffle, earlier: Raffle) -> list[str]:
+    """Return the members of a raffle, as it was saved earlier, that it cannot have had."""
+    members = list(FROM_START)
+    if earlier["closed_at"]:
+        members += FROM_CLOSE
+    if earlier["public_randomness"] is not None:
+        members.append("public_randomness")
+
+    different = [name for name in members if earlier[name] != raffle[name]]
+    if earlier["issued_tickets"] > raffle["issued_tickets"]:
+        different.append("issued_tickets")
+    return different
+
+
+def _require_drawn(raffle: Raffle) -> None:
+    """Raise KeyError, TypeError or ValueError unless a raffle has the form of a drawn one."""
     if raffle["drawn_at"] is None:
         raise ValueError("the winners of the raffle have not been drawn yet")
+
+    time_form = "[0-9]{4}(-[0-9]{2}){2}T([0-9]{2}:){2}[0-9]{2}Z"
     forms = {
         "id": "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}",
-        **dict.fromkeys(("draw_commitment", "secret"), "[0-9a-f]{64}"),
-        **dict.fromkeys(
-            ("created_at", "closed_at", "drawn_at"),
-            "[0-9]{4}(-[0-9]{2}){2}T([0-9]{2}:){2}[0-9]{2}Z",
-        ),
+        "draw_commitment": "[0-9a-f]{64}",
+        "secret": "[0-9a-f]{64}",
+        "created_at": time_form,
+        "closed_at": time_form,
+        "drawn_at": time_form,
         "public_randomness": RANDOMNESS_FORM,
     }
     for name, form in forms.items():
@@ -241,26 +299,56 @@ def _require_drawn(raffle):
             raise ValueError(f"{name} is malformed")
     if len(raffle["public_randomness"]) > MAX_RANDOMNESS:
         raise ValueError("public_randomness is too long")
+
     source = raffle["randomness_source"]
     # What is not printable could be a command to a terminal.
     if source is not None and not (isinstance(source, str) and source.isprintable()):
         raise ValueError("randomness_source is malformed")
-    total, issued = raffle["total_tickets"], raffle["issued_tickets"]
+
+    total_tickets = raffle["total_tickets"]
+    issued_tickets = raffle["issued_tickets"]
     amounts = [prize["amount"] for prize in raffle["prizes"]]
-    if (
-        not all(type(n) is int and n >= 1 for n in (total, *amounts))
-        or not sum(amounts) <= total <= MAX_TICKETS
-    ):
+    if not all(type(number) is int and number >= 1 for number in (total_tickets, *amounts)):
         raise ValueError("total_tickets or prizes are malformed")
-    if type(issued) is not int or not 0 <= issued <= total:
+    if not sum(amounts) <= total_tickets <= MAX_TICKETS:
+        raise ValueError("total_tickets or prizes are out of range")
+    if type(issued_tickets) is not int or not 0 <= issued_tickets <= total_tickets:
         raise ValueError("issued_tickets is malformed")
 
 
 # The program
 
 
-def main():
+def main() -> int:
     """Check the draw that the command line names; return the exit status."""
+    arguments, address = _parse_arguments()
+    # A terminal may not know every character.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+    try:
+        saved = [_load(file, dict) for file in arguments.before]
+        if address:
+            raffle, wins = _read_from_server(address)
+        else:
+            raffle = _load(arguments.raffle, dict)
+            pages = (_load(file, list) for file in arguments.winners)
+            wins = itertools.chain.from_iterable(pages)
+        results = check_draw(raffle, wins, saved)
+    except Exception as error:  # there is no end to what a server may send
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        # In ASCII, because it could hold commands to a terminal.
+        print(f"NOT CHECKED  {ascii(reason)[1:-1]}")
+        return 1
+
+    for sentence, holds in results:
+        print(f"{'holds' if holds else 'FAILS'}  {sentence}")
+    _print_remarks(raffle, saved)
+    return 0 if all(holds for _, holds in results) else 1
+
+
+def _parse_arguments() -> tuple[argparse.Namespace, re.Match[str] | None]:
+    """Return the arguments, and the match of the raffle's address and id if it is an address."""
     parser = argparse.ArgumentParser(description="Check the draw of a raffle.")
     parser.add_argument(
         "raffle", help="address of the raffle, or file with the raffle after the draw"
@@ -278,106 +366,107 @@ def main():
     address = re.match("(?i)https?://[^?#]*/raffles/([^/?#]+)", arguments.raffle)
     if bool(arguments.winners) == bool(address):
         parser.error(
-            "expected an address such as https://host/raffles/<id>/, or files with the raffle and the wins"
+            "expected an address such as https://host/raffles/<id>/, or files with the raffle "
+            "and the wins"
         )
-    # A terminal may not know every character.
-    sys.stdout.reconfigure(errors="backslashreplace")
-    try:
-        saved = [_load(file, dict) for file in arguments.before]
-        if not address:
-            raffle = _load(arguments.raffle, dict)
-            wins = itertools.chain.from_iterable(_load(file, list) for file in arguments.winners)
-        else:
-            raffle, _ = _fetch(f"{address[0]}/", dict)
-            if raffle["id"] != address[1].lower():
-                raise ValueError("the address returns another raffle")
-            wins = _fetch_wins(
-                f"{address[0]}/winners/", amount_of_wins(raffle["prizes"], raffle["issued_tickets"])
-            )
-        results = check_draw(raffle, wins, saved)
-    except Exception as error:  # there is no end to what a server may send
-        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        # In ASCII, because it could hold commands to a terminal.
-        print(f"NOT CHECKED  {ascii(reason)[1:-1]}")
-        return 1
-    for sentence, holds in results:
-        print(f"{'holds' if holds else 'FAILS'}  {sentence}")
-    _print_remarks(raffle, saved)
-    return 0 if all(holds for _, holds in results) else 1
+    return arguments, address
 
 
-def _print_remarks(raffle, saved):
+def _print_remarks(raffle: Raffle, saved: Sequence[Raffle]) -> None:
     """Print what the program cannot check."""
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     if raffle["drawn_at"] > now:
         print(
-            f"The draw is dated {raffle['drawn_at']}, but this computer's clock shows {now}: one of them is wrong."
+            f"The draw is dated {raffle['drawn_at']}, but this computer's clock shows {now}: "
+            "one of them is wrong."
         )
-    randomness, source = raffle["public_randomness"], raffle["randomness_source"]
+
     print("This program cannot check:")
     # Once the randomness is decided, the server knows the winners.
     early = [earlier for earlier in saved if earlier["public_randomness"] is None]
     if all(earlier["closed_at"] for earlier in early):
         print(
-            "- that the raffle showed the same tickets, prizes and source before the close, and this commitment:"
+            "- that the raffle showed the same tickets, prizes and source before the close, and "
+            "this commitment:"
         )
         print(f"  {raffle['draw_commitment']}")
     if not any(earlier["closed_at"] for earlier in early):
         print(f"- that issued_tickets was {raffle['issued_tickets']} when the raffle was closed")
+
+    randomness = raffle["public_randomness"]
+    source = raffle["randomness_source"]
+    closed_at = raffle["closed_at"]
     if randomness.startswith(MADE_BY_SERVER):
         print(
-            "- that the server did not choose this randomness, because no public randomness was used:"
+            "- that the server did not choose this randomness, because no public randomness was "
+            "used:"
         )
     elif source:
+        print("- that what was announced fixes chain, member and spelling: only one text may fit")
         print(
-            "- that the announcement fixes chain, member and spelling, so that only one text fits it;"
-        )
-        print(
-            f"- that this randomness is the announced one, and was unknown to everyone at {raffle['closed_at']}:"
+            "- that this randomness is the announced one, and was unknown to everyone at "
+            f"{closed_at}:"
         )
     else:
         print(
-            f"- that nobody chose this randomness, and that it was unknown to everyone at {raffle['closed_at']}:"
+            f"- that nobody chose this randomness, and that it was unknown to everyone at "
+            f"{closed_at}:"
         )
     print(f"  {randomness}")
     if source:
         print(f"  announced: {source}")
 
 
-def _fetch_wins(url, amount):
-    """Yield the wins from all pages, but read no more pages than there are wins."""
+def _read_from_server(address: re.Match[str]) -> tuple[Raffle, Iterator[dict[str, Any]]]:
+    """Return the raffle at an address, and its wins as they are read. Raises ValueError."""
+    raffle, _ = _fetch(f"{address[0]}/", dict)
+    if raffle["id"] != address[1].lower():
+        raise ValueError("the address returns another raffle")
+    amount = amount_of_wins(raffle["prizes"], raffle["issued_tickets"])
+    return raffle, _fetch_items(f"{address[0]}/winners/", amount)
+
+
+def _fetch_items(url: str, amount: int) -> Iterator[dict[str, Any]]:
+    """Yield the items of all pages, but read no more pages than there are items."""
+    next_url: str | None = url
     for _ in range(max(1, amount)):
-        wins, url = _fetch(url, list)
-        yield from wins
-        if not url:
+        items, next_url = _fetch(next_url or url, list)
+        yield from items
+        if not next_url:
             return
-    raise ValueError(f"there are more pages than wins ({amount})")
+    raise ValueError(f"there are more pages than items ({amount})")
 
 
-def _fetch(url, kind):
+def _fetch(url: str, expected_type: type) -> tuple[Any, str | None]:
     """Return the JSON at a URL, and the URL of its next page or None. Raises ValueError."""
     with urllib.request.urlopen(url, timeout=READ_TIMEOUT) as answer:
-        buffer = bytearray(
-            MAX_ANSWER + 1
-        )  # read() would follow a chunk of negative length to its end
-        text = buffer[: answer.readinto(buffer)]
-        link = re.match(r'<[^>?]*(\?[^>]*)>; rel="next"', answer.headers.get("Link", ""))
+        # read() would follow a chunk of negative length to its end.
+        buffer = bytearray(MAX_ANSWER + 1)
+        text = bytes(buffer[: answer.readinto(buffer)])
+        link = answer.headers.get("Link", "")
     if len(text) > MAX_ANSWER:
         raise ValueError(f"{url} answers with more than {MAX_ANSWER} bytes")
-    return _parse(text, kind, url), link and url.partition("?")[0] + link[1]
+
+    value = _parse(text, expected_type, url)
+    # Only the query: the next page is never on another server.
+    match = re.match(r'<[^>?]*(\?[^>]*)>; rel="next"', link)
+    if not match:
+        return value, None
+    return value, url.partition("?")[0] + match[1]
 
 
-def _load(file, kind):
-    return _parse(Path(file).read_bytes(), kind, file)
+def _load(file: str, expected_type: type) -> Any:
+    return _parse(Path(file).read_bytes(), expected_type, file)
 
 
-def _parse(text, kind, source):
+def _parse(text: bytes, expected_type: type, source: str) -> Any:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{source} does not hold JSON: {error}") from error
-    if not isinstance(value, kind):
-        raise ValueError(f"{source} does not hold {'a list' if kind is list else 'an object'}")
+    if not isinstance(value, expected_type):
+        expected = "a list" if expected_type is list else "an object"
+        raise ValueError(f"{source} does not hold {expected}")
     return value
 
 

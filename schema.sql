@@ -5,7 +5,7 @@ BEGIN IMMEDIATE;
 
 -- Whose file this is, and of which version: read before anything is written to it.
 PRAGMA application_id = 0x5261666C; -- "Rafl"
-PRAGMA user_version = 5;
+PRAGMA user_version = 6;
 
 CREATE TABLE IF NOT EXISTS raffle (
     -- Counts up with every raffle: short to refer to, and the key that pages are read by.
@@ -25,11 +25,15 @@ CREATE TABLE IF NOT EXISTS raffle (
     address_key BLOB CHECK (length(address_key) = 32),
     created_at TEXT NOT NULL,
     -- A full raffle is closed.
-    closed_at TEXT CHECK (closed_at >= created_at AND (closed_at IS NOT NULL OR issued_tickets < total_tickets)),
+    closed_at TEXT
+        CHECK (closed_at >= created_at)
+        CHECK (closed_at IS NOT NULL OR issued_tickets < total_tickets),
     -- Decides the draw. Unknown to everyone before the close.
     public_randomness TEXT CHECK (public_randomness IS NULL OR closed_at IS NOT NULL),
     -- Set once every win is stored.
-    drawn_at TEXT CHECK (drawn_at >= closed_at AND (drawn_at IS NULL OR public_randomness IS NOT NULL)),
+    drawn_at TEXT
+        CHECK (drawn_at >= closed_at)
+        CHECK (drawn_at IS NULL OR public_randomness IS NOT NULL),
     CHECK ((drawn_at IS NULL) = (address_key IS NOT NULL))
 ) STRICT;
 
@@ -46,7 +50,7 @@ CREATE TABLE IF NOT EXISTS ticket (
     raffle INTEGER NOT NULL REFERENCES raffle,
     number INTEGER NOT NULL CHECK (number >= 1),
     -- HMAC-SHA256 of the address under the raffle's address_key, cut to 16 bytes.
-    participant BLOB NOT NULL CHECK (length(participant) = 16),
+    participant_hash BLOB NOT NULL CHECK (length(participant_hash) = 16),
     -- PBKDF2-HMAC-SHA256 of the verification code.
     salt BLOB NOT NULL CHECK (length(salt) = 16),
     iterations INTEGER NOT NULL CHECK (iterations >= 1000),
@@ -54,7 +58,7 @@ CREATE TABLE IF NOT EXISTS ticket (
     -- No number twice.
     PRIMARY KEY (raffle, number),
     -- One ticket per address and raffle.
-    UNIQUE (raffle, participant)
+    UNIQUE (raffle, participant_hash)
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE IF NOT EXISTS win (
@@ -63,12 +67,12 @@ CREATE TABLE IF NOT EXISTS win (
     position INTEGER NOT NULL CHECK (position >= 1),
     -- No reference: the draw takes its numbers from the deck, and looking each up doubles its time.
     ticket_number INTEGER NOT NULL CHECK (ticket_number >= 1),
-    prize INTEGER NOT NULL,
+    prize_position INTEGER NOT NULL,
     redeemed_at TEXT,
     PRIMARY KEY (raffle, position),
     -- One prize per ticket; verification looks a ticket up by it.
     UNIQUE (raffle, ticket_number),
-    FOREIGN KEY (raffle, prize) REFERENCES prize (raffle, position)
+    FOREIGN KEY (raffle, prize_position) REFERENCES prize (raffle, position)
 ) STRICT, WITHOUT ROWID;
 
 COMMIT;

@@ -1,19 +1,26 @@
 """The rules of a raffle, each with its SQL. The data model is schema.sql.
 
-This module knows nothing of HTTP, and leaves threads and transactions to database.py.
+Threads and transactions are left to database.py, deck and draw to draw.py.
 """
+
+from __future__ import annotations
 
 import base64
 import hashlib
 import hmac
 import itertools
 import json
+import os
 import pkgutil
 import re
 import secrets
+import sqlite3
+import threading
 import unicodedata
 import uuid
+from collections.abc import Iterator
 from datetime import datetime, timezone
+from typing import Any, Callable, NamedTuple
 
 import draw
 from database import Database, DatabaseRefused, DatabaseUnavailable  # noqa: F401
@@ -24,22 +31,11 @@ MAX_RAFFLES_PER_PAGE = 1_000
 MAX_WINS_PER_PAGE = 10_000
 WINS_PER_COMMIT = 5_000  # about 25 ms, during which others wait
 
-# From the base32 of RFC 4648 to Crockford's, without I, L, O and U: see https://www.crockford.com/base32.html.
-CROCKFORD = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", "0123456789ABCDEFGHJKMNPQRSTVWXYZ")
-LOOK_ALIKES = str.maketrans("OIL", "011")
-CODE_BYTES = 15  # 120 bits
-SALT_BYTES = 16  # NIST SP 800-132 asks for 128 bits or more
-# NIST SP 800-132 asks for 1,000 or more. More would protect a password that can
-# be guessed; a code of 120 random bits is past guessing at the first iteration.
-ITERATIONS = 1_000
+Execute = Callable[..., Any]  # Database.read, or execute() of a connection
 
 
 class RaffleNotFound(Exception):
     """There is no raffle with this id."""
-
-
-class InvalidPage(Exception):
-    """The limit or the cursor of a page is out of range; the message is one sentence on which."""
 
 
 class TicketsNoLongerAvailable(Exception):
@@ -82,6 +78,31 @@ class PrizeAlreadyRedeemed(Exception):
     """The prize of the ticket has been redeemed; the argument says when."""
 
 
+class Page(NamedTuple):
+    """Some items of a list, and the cursor of the page after them, or None if there is none."""
+
+    items: list[dict[str, Any]]
+    next_cursor: int | None
+
+
+class NewRaffle(NamedTuple):
+    """What a raffle is created with."""
+
+    name: str
+    total_tickets: int
+    prizes: list[dict[str, Any]]
+    randomness_source: str | None
+
+
+class TicketRequest(NamedTuple):
+    """What a ticket is stored with, beside its number. participant: 4 or 16 bytes."""
+
+    participant: bytes
+    salt: bytes
+    iterations: int
+    code_hash: bytes
+
+
 class Storage:
     """All raffles of one database file. Its methods may be called from any thread.
 
@@ -89,118 +110,177 @@ class Storage:
     read or written. The id of a raffle is a UUID in lower case.
     """
 
-    def __init__(self, path):
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         """Open the database at `path`, or create it. Raises database.DatabaseRefused."""
         # Beside this module, or with it in a zip file.
-        self.database = Database(path, pkgutil.get_data(__name__, "schema.sql").decode())
-        self._open_raffles = set()
+        schema = pkgutil.get_data(__name__, "schema.sql") or b""
+        self._database = Database(path, schema.decode())
+        # Held to complete a draw: one thread computes it, and the others have it done.
+        self._draw_lock = threading.Lock()
+        # Ids. An id may stay too long, because the transaction decides.
+        self._open_raffles: set[str] = set()
 
-    def require_health(self):
+    def close(self) -> None:
+        """Finish what is waiting, and close the database."""
+        self._database.close()
+
+    @property
+    def has_lost_commit(self) -> bool:
+        """Whether a commit has failed for good, so that only a restart helps."""
+        return self._database.has_lost_commit
+
+    def require_writable(self) -> None:
         """Raise DatabaseUnavailable if the database cannot be written."""
-        self.database.require_writable()
+        self._database.require_writable()
 
-    def _execute(self, sql, values=()):
-        """Run one statement in a write transaction, perhaps with others; return its rows after the commit."""
-        return self.database.write(lambda db, *_: [db.execute(sql, values).fetchall()], None)
-
-    def create_raffle(self, name, total_tickets, prizes, randomness_source=None):
+    def create_raffle(
+        self,
+        name: str,
+        total_tickets: int,
+        prizes: list[dict[str, Any]],
+        randomness_source: str | None = None,
+    ) -> dict[str, Any]:
         """Create a raffle and return it as `get_raffle` does.
 
-        name: text. total_tickets: 1 to MAX_TICKETS. prizes: non-empty list of
-        {"name", "amount"}, amounts of 1 or more, together at most total_tickets.
-        randomness_source: text that says which public randomness the draw will
-        use, or None.
+        total_tickets: 1 to MAX_TICKETS. prizes: non-empty list of {"name", "amount"},
+        amounts of 1 or more, together at most total_tickets. randomness_source: text
+        that says which public randomness the draw will use, or None.
         """
-        return self.database.write(
-            _insert_raffles, None, (name, total_tickets, prizes, randomness_source)
+        request = NewRaffle(name, total_tickets, prizes, randomness_source)
+        return self._database.write(_insert_raffles, None, request)
+
+    def list_raffles(self, limit: int, before: int | None = None) -> Page:
+        """Return a page of raffles without their prizes, latest first.
+
+        limit: 1 to MAX_RAFFLES_PER_PAGE. before: the cursor of this page.
+        """
+        rows = _select_raffles(
+            self._database.read,
+            """
+            WHERE sequence < ?
+            ORDER BY sequence DESC
+            LIMIT ?
+            """,
+            (before or 2**63 - 1, limit + 1),
         )
+        raffles = [_public_members(row) for row in rows[:limit]]
+        next_cursor = rows[limit - 1]["sequence"] if len(rows) > limit else None
+        return Page(raffles, next_cursor)
 
-    def list_raffles(self, limit=None, cursor=None):
-        """Return a page of raffles without their prizes, latest first, and the cursor of the next page or None.
+    def require_raffle(self, raffle_id: str) -> None:
+        """Raise RaffleNotFound unless there is a raffle with this id."""
+        _find_raffle(self._database.read, raffle_id)
 
-        limit: text of an integer from 1 to MAX_RAFFLES_PER_PAGE, the default.
-        cursor: text of the cursor of this page. Raises InvalidPage.
-        """
-        limit, before = _page(limit, cursor, MAX_RAFFLES_PER_PAGE)
-        latest = "sequence < ? ORDER BY sequence DESC LIMIT ?"
-        rows = _rows(self.database.read, latest, before or 2**63 - 1, limit + 1)
-        return [_body(row) for row in rows[:limit]], rows[limit - 1]["sequence"] if len(
-            rows
-        ) > limit else None
-
-    def get_raffle(self, raffle_id):
+    def get_raffle(self, raffle_id: str) -> dict[str, Any]:
         """Return a raffle as a dict, its prizes in the manager's order. Raises RaffleNotFound."""
-        raffle = _find(self.database.read, raffle_id)
-        return _body(raffle, prizes=_prizes(self.database.read, raffle))
+        raffle = _find_raffle(self._database.read, raffle_id)
+        return _public_members(raffle, _read_prizes(self._database.read, raffle))
 
-    def issue_ticket(self, raffle_id, address, key=None):
-        """Issue the next ticket of the deck, and return as a dict its number and its verification code.
+    def issue_ticket(
+        self, raffle_id: str, participant: bytes, idempotency_key: str | None = None
+    ) -> dict[str, Any]:
+        """Issue the next ticket of the deck; return as a dict its number and verification code.
 
-        address: the 4 or 16 bytes that stand for one participant. key: the
-        participant's Idempotency-Key or None. With a key, the code is derived from
-        it and the ticket's salt (HMAC-SHA256, RFC 2104, cut to 120 bits), so that
-        the same participant with the same key gets the same ticket again, until
-        the draw. Raises RaffleNotFound, TicketsNoLongerAvailable, HasParticipated.
+        participant: 4 or 16 bytes. With an Idempotency-Key, the code is derived from
+        it and the ticket's salt, so that the same participant with the same key gets
+        the same ticket again, until the draw. Raises RaffleNotFound,
+        TicketsNoLongerAvailable, HasParticipated.
         """
         try:
-            # In a popular raffle nearly every request is refused: so early, before a code is hashed. The raffles known
-            # to be open are remembered, because a read for every ticket would cost a fifth of the rate.
-            if raffle_id not in self._open_raffles:
-                if _find(self.database.read, raffle_id)["closed_at"]:
-                    raise TicketsNoLongerAvailable
-                self._open_raffles.add(raffle_id)
-            # One system call instead of two: under load each costs a wait for the interpreter lock.
-            randomness = secrets.token_bytes(CODE_BYTES + SALT_BYTES)
-            secret, salt = randomness[:CODE_BYTES], randomness[CODE_BYTES:]
-            code = _code(_derive(key, salt) if key else secret)
-            ticket = (address, salt, ITERATIONS, _hash_code(code, salt, ITERATIONS))
-            number = self.database.write(_issue_tickets, raffle_id, ticket)
-        except (RaffleNotFound, TicketsNoLongerAvailable, HasParticipated) as refusal:
-            if not isinstance(refusal, HasParticipated):
-                self._open_raffles.discard(raffle_id)
-            issued = self._issued_ticket(raffle_id, address, key) if key else None
-            if not issued:
+            number, code = self._issue_new_ticket(raffle_id, participant, idempotency_key)
+        except (TicketsNoLongerAvailable, HasParticipated):
+            if idempotency_key is None:
                 raise
-            number, code = issued
+            ticket = self._find_issued_ticket(raffle_id, participant, idempotency_key)
+            if ticket is None:
+                raise
+            number, code = ticket
         return {"raffle_id": raffle_id, "ticket_number": number, "verification_code": code}
 
-    def _issued_ticket(self, raffle_id, address, key):
-        """Return number and code of the ticket that the participant was issued with the key, or None."""
-        raffle = _find(self.database.read, raffle_id)
+    def _issue_new_ticket(
+        self, raffle_id: str, participant: bytes, idempotency_key: str | None
+    ) -> tuple[int, str]:
+        """Return number and code of a new ticket. Raises as `issue_ticket`."""
+        self._require_open(raffle_id)
+
+        # One system call instead of two: under load each costs a wait for the interpreter lock.
+        randomness = secrets.token_bytes(CODE_BYTES + SALT_BYTES)
+        code_bytes = randomness[:CODE_BYTES]
+        salt = randomness[CODE_BYTES:]
+        if idempotency_key is not None:
+            code_bytes = _derive_code(idempotency_key, salt)
+        code = _format_code(code_bytes)
+        code_hash = _hash_code(code, salt, ITERATIONS)
+
+        request = TicketRequest(participant, salt, ITERATIONS, code_hash)
+        try:
+            number = self._database.write(_issue_tickets, raffle_id, request)
+        except (RaffleNotFound, TicketsNoLongerAvailable):
+            self._open_raffles.discard(raffle_id)
+            raise
+        return number, code
+
+    def _require_open(self, raffle_id: str) -> None:
+        """Raise RaffleNotFound or TicketsNoLongerAvailable, before a code is hashed.
+
+        In a popular raffle nearly every request is refused. Raffles known to be open
+        are remembered: a read for every ticket would cost a fifth of the rate.
+        """
+        if raffle_id in self._open_raffles:
+            return
+        if _find_raffle(self._database.read, raffle_id)["closed_at"]:
+            raise TicketsNoLongerAvailable
+        self._open_raffles.add(raffle_id)
+
+    def _find_issued_ticket(
+        self, raffle_id: str, participant: bytes, idempotency_key: str
+    ) -> tuple[int, str] | None:
+        """Return number and code of the ticket that the participant got with the key, or None."""
+        raffle = _find_raffle(self._database.read, raffle_id)
         if raffle["drawn_at"]:
             return None
-        for number, salt, iterations, code_hash in self.database.read(
-            """
-            SELECT number, salt, iterations, code_hash
-            FROM ticket
-            WHERE raffle = ? AND participant = ?
-            """,
-            (raffle["sequence"], _participant(raffle, address)),
-        ):
-            code = _code(_derive(key, salt))
-            if hmac.compare_digest(_hash_code(code, salt, iterations), code_hash):
-                return number, code
-        return None
-
-    def close_raffle(self, raffle_id):
-        """Withdraw the tickets that are left, and return the raffle. Raises RaffleNotFound, RaffleAlreadyClosed."""
-        raffle = _find(self.database.read, raffle_id)
-        prizes = _prizes(self.database.read, raffle)
-        closed = self._execute(
-            """
-            UPDATE raffle
-            SET closed_at = max(created_at, ?)
-            WHERE id = ? AND closed_at IS NULL
-            RETURNING issued_tickets, closed_at
-            """,
-            (_now(), raffle_id),
+        ticket = _first(
+            self._database.read(
+                """
+                SELECT number, salt, iterations, code_hash
+                FROM ticket
+                WHERE raffle = ? AND participant_hash = ?
+                """,
+                (raffle["sequence"], _hash_participant(raffle, participant)),
+            )
         )
-        if not closed:
-            raise RaffleAlreadyClosed
-        return _body({**raffle, **closed[0]}, prizes=prizes)
+        if ticket is None:
+            return None
+        code = _format_code(_derive_code(idempotency_key, ticket["salt"]))
+        if not _is_code_of(ticket, code):
+            return None
+        return ticket["number"], code
 
-    def draw_winners(self, raffle_id, public_randomness=None):
-        """Decide the draw of a closed raffle, complete it, and return the first page of `list_winners`.
+    def close_raffle(self, raffle_id: str) -> dict[str, Any]:
+        """Withdraw the tickets that are left, and return the raffle.
+
+        Raises RaffleNotFound, RaffleAlreadyClosed.
+        """
+        raffle = _find_raffle(self._database.read, raffle_id)
+        prizes = _read_prizes(self._database.read, raffle)
+        closed = _first(
+            self._database.execute(
+                """
+                UPDATE raffle
+                SET closed_at = max(created_at, ?)
+                WHERE id = ? AND closed_at IS NULL
+                RETURNING issued_tickets, closed_at
+                """,
+                (now(), raffle_id),
+            )
+        )
+        if closed is None:
+            raise RaffleAlreadyClosed
+        # Not read again: what is stored must not be answered as a failure.
+        return _public_members({**raffle, **closed}, prizes)
+
+    def draw_winners(self, raffle_id: str, public_randomness: str | None = None) -> Page:
+        """Decide the draw of a closed raffle, complete it, and return its first page of wins.
 
         public_randomness: text of 1 to MAX_RANDOMNESS characters that nobody
         could know before the raffle was closed; None for 32 random bytes made
@@ -208,157 +288,193 @@ class Storage:
         it is refused. Raises RaffleNotFound, WinnersAlreadyDrawn,
         TicketsStillAvailable, RandomnessRequired.
         """
-        raffle = _find(self.database.read, raffle_id)
+        raffle = _find_raffle(self._database.read, raffle_id)
         if raffle["drawn_at"]:
             raise WinnersAlreadyDrawn
         if not raffle["closed_at"]:
             raise TicketsStillAvailable
-        if raffle["randomness_source"] and not (public_randomness or raffle["public_randomness"]):
+        is_announced = raffle["randomness_source"] and not raffle["public_randomness"]
+        if is_announced and public_randomness is None:
             raise RandomnessRequired(raffle["randomness_source"])
-        decided = self._execute(
+
+        if public_randomness is None:
+            public_randomness = draw.MADE_BY_SERVER + secrets.token_hex(32)
+        has_decided = self._decide_draw(raffle_id, public_randomness)
+        with self._draw_lock:
+            raffle = _find_raffle(self._database.read, raffle_id)
+            if has_decided or not raffle["drawn_at"]:
+                page = self._complete_draw(raffle)
+        if not has_decided:
+            raise WinnersAlreadyDrawn
+        return page
+
+    def _decide_draw(self, raffle_id: str, public_randomness: str) -> bool:
+        """Store the public randomness, unless there is one; return whether it was stored."""
+        decided = self._database.execute(
             """
             UPDATE raffle
             SET public_randomness = ?
             WHERE id = ? AND public_randomness IS NULL
             RETURNING id
             """,
-            (public_randomness or draw.MADE_BY_SERVER + secrets.token_hex(32), raffle_id),
+            (public_randomness, raffle_id),
         )
-        with self.database.long_job:
-            raffle = _find(self.database.read, raffle_id)
-            if decided or not raffle["drawn_at"]:
-                page = self._complete_draw(raffle)
-        if not decided:
-            raise WinnersAlreadyDrawn
-        return page
+        return bool(decided)
 
-    def _complete_draw(self, raffle):
-        """Store the wins that are missing, mark the raffle as drawn, and return the first page of wins.
+    def _complete_draw(self, raffle: sqlite3.Row) -> Page:
+        """Store the wins that are missing, mark the raffle as drawn, and return the first page.
 
-        Everything follows from the decision, so several processes may do this, at any time and at once.
+        Everything follows from the decision, so several processes may do this, at any
+        time and at once.
         """
-        sequence, prizes = raffle["sequence"], _prizes(self.database.read, raffle)
+        sequence = raffle["sequence"]
+        prizes = _read_prizes(self._database.read, raffle)
         amount = draw.amount_of_wins(prizes, raffle["issued_tickets"])
-        inputs = [
-            raffle[name]
-            for name in ("id", "secret", "public_randomness", "total_tickets", "issued_tickets")
-        ]
-        # Computed outside the writing thread, so that nobody waits for it.
-        positions = (
-            position for position, prize in enumerate(prizes, 1) for _ in range(prize["amount"])
-        )
-        wins = zip(draw.winning_numbers(*inputs, amount), positions)
+        # Computed here, outside the writing thread, so that nobody waits for it.
+        wins = _compute_wins(raffle, prizes, amount)
         for first in range(1, amount + 1, WINS_PER_COMMIT):
-            # In one statement (measured: under load, plain rows take half as long again).
-            chunk = json.dumps(list(itertools.islice(wins, WINS_PER_COMMIT)))
-            self._execute(
-                """
-                INSERT INTO win (raffle, position, ticket_number, prize)
-                SELECT ?, ? + key, json_extract(value, '$[0]'), json_extract(value, '$[1]')
-                FROM json_each(?)
-                WHERE NOT EXISTS (SELECT 1 FROM win WHERE raffle = ? AND position = ? + key)
-                """,
-                (sequence, first, chunk, sequence, first),
-            )
+            self._store_wins(sequence, first, list(itertools.islice(wins, WINS_PER_COMMIT)))
+
         # Read before the commit: what is stored must not be answered as a failure.
-        page = _wins(self.database, sequence, MAX_WINS_PER_PAGE, 0)
-        drawn = self._execute(
+        page = _read_wins(self._database.read, sequence, MAX_WINS_PER_PAGE)
+        drawn = self._database.execute(
             """
             UPDATE raffle
             SET drawn_at = coalesce(drawn_at, max(closed_at, ?)), address_key = NULL
             WHERE sequence = ? AND (SELECT count(*) FROM win WHERE raffle = sequence) = ?
             RETURNING id
             """,
-            (_now(), sequence, amount),
+            (now(), sequence, amount),
         )
         if not drawn:
             raise RuntimeError(f"Raffle {raffle['id']} does not have {amount} wins")
         return page
 
-    def list_winners(self, raffle_id, limit=None, cursor=None):
-        """Return a page of wins in the order of the prizes, and the cursor of the next page or None.
+    def _store_wins(self, sequence: int, first: int, wins: list[tuple[int, int]]) -> None:
+        """Store wins from the position `first` on, except for those that are stored.
 
-        limit: text of an integer from 1 to MAX_WINS_PER_PAGE, the default.
-        cursor: text of the cursor of this page. Raises RaffleNotFound, InvalidPage.
+        wins: number of the ticket, and position of the prize.
         """
-        raffle = _find(self.database.read, raffle_id)
-        limit, after = _page(limit, cursor, MAX_WINS_PER_PAGE)
-        return (
-            _wins(self.database, raffle["sequence"], limit, after)
-            if raffle["drawn_at"]
-            else ([], None)
+        # As JSON in one statement: under load, plain rows take half as long again.
+        self._database.execute(
+            """
+            INSERT INTO win (raffle, position, ticket_number, prize_position)
+            SELECT ?, ? + key, json_extract(value, '$[0]'), json_extract(value, '$[1]')
+            FROM json_each(?)
+            WHERE NOT EXISTS (SELECT 1 FROM win WHERE raffle = ? AND position = ? + key)
+            """,
+            (sequence, first, json.dumps(wins), sequence, first),
         )
 
-    def verify_ticket(self, raffle_id, ticket_number, verification_code):
+    def list_winners(self, raffle_id: str, limit: int, after: int | None = None) -> Page:
+        """Return a page of wins in the order of the prizes; an empty one before the draw.
+
+        limit: 1 to MAX_WINS_PER_PAGE. after: the cursor of this page. Raises
+        RaffleNotFound.
+        """
+        raffle = _find_raffle(self._database.read, raffle_id)
+        if not raffle["drawn_at"]:
+            return Page([], None)
+        return _read_wins(self._database.read, raffle["sequence"], limit, after or 0)
+
+    def verify_ticket(
+        self, raffle_id: str, ticket_number: int, verification_code: str
+    ) -> dict[str, Any]:
         """Return as a dict whether the ticket has won, its prize, and when that was redeemed.
 
         ticket_number: 1 to MAX_TICKETS. verification_code: as `issue_ticket`
-        returned it, or as people type, paste and scan it: see `_hash_code`.
-        Raises RaffleNotFound, WinnersNotDrawn, InvalidVerificationCode.
+        returned it, or as people type, paste and scan it. Raises RaffleNotFound,
+        WinnersNotDrawn, InvalidVerificationCode.
         """
-        raffle = _find(self.database.read, raffle_id)
+        raffle = _find_raffle(self._database.read, raffle_id)
         if not raffle["drawn_at"]:
             raise WinnersNotDrawn
-        for salt, iterations, code_hash, prize, redeemed_at in self.database.read(
-            """
-            SELECT ticket.salt, ticket.iterations, ticket.code_hash, prize.name, win.redeemed_at
-            FROM ticket
-            LEFT JOIN win ON win.raffle = ticket.raffle AND win.ticket_number = ticket.number
-            LEFT JOIN prize ON prize.raffle = win.raffle AND prize.position = win.prize
-            WHERE ticket.raffle = ? AND ticket.number = ?
-            """,
-            (raffle["sequence"], ticket_number),
-        ):
-            if hmac.compare_digest(_hash_code(verification_code, salt, iterations), code_hash):
-                return {"has_won": prize is not None, "prize": prize, "redeemed_at": redeemed_at}
-        raise InvalidVerificationCode
+        ticket = _first(
+            self._database.read(
+                """
+                SELECT ticket.salt, ticket.iterations, ticket.code_hash,
+                    prize.name AS prize, win.redeemed_at
+                FROM ticket
+                LEFT JOIN win
+                    ON win.raffle = ticket.raffle AND win.ticket_number = ticket.number
+                LEFT JOIN prize
+                    ON prize.raffle = win.raffle AND prize.position = win.prize_position
+                WHERE ticket.raffle = ? AND ticket.number = ?
+                """,
+                (raffle["sequence"], ticket_number),
+            )
+        )
+        if ticket is None or not _is_code_of(ticket, verification_code):
+            raise InvalidVerificationCode
+        return {
+            "has_won": ticket["prize"] is not None,
+            "prize": ticket["prize"],
+            "redeemed_at": ticket["redeemed_at"],
+        }
 
-    def redeem_prize(self, raffle_id, ticket_number, verification_code):
-        """Record that the prize of a ticket is handed out, once, and return as a dict ticket, prize and time.
+    def redeem_prize(
+        self, raffle_id: str, ticket_number: int, verification_code: str
+    ) -> dict[str, Any]:
+        """Record that the prize of a ticket is handed out, once; return ticket, prize and time.
 
-        Arguments as for `verify_ticket`. Raises what that raises, TicketHasNotWon, PrizeAlreadyRedeemed.
+        Arguments as for `verify_ticket`. Raises what that raises, TicketHasNotWon,
+        PrizeAlreadyRedeemed.
         """
         verdict = self.verify_ticket(raffle_id, ticket_number, verification_code)
         if not verdict["has_won"]:
             raise TicketHasNotWon
-        now = _now()
-        redeemed = self._execute(
+        redeemed_at = now()
+        redeemed = self._database.execute(
             """
             UPDATE win
             SET redeemed_at = ?
-            WHERE raffle = (SELECT sequence FROM raffle WHERE id = ?) AND ticket_number = ? AND redeemed_at IS NULL
+            WHERE raffle = (SELECT sequence FROM raffle WHERE id = ?)
+                AND ticket_number = ?
+                AND redeemed_at IS NULL
             RETURNING position
             """,
-            (now, raffle_id, ticket_number),
+            (redeemed_at, raffle_id, ticket_number),
         )
         if not redeemed:
-            raise PrizeAlreadyRedeemed(
-                self.verify_ticket(raffle_id, ticket_number, verification_code)["redeemed_at"]
-            )
-        return {"ticket_number": ticket_number, "prize": verdict["prize"], "redeemed_at": now}
+            verdict = self.verify_ticket(raffle_id, ticket_number, verification_code)
+            raise PrizeAlreadyRedeemed(verdict["redeemed_at"])
+        return {
+            "ticket_number": ticket_number,
+            "prize": verdict["prize"],
+            "redeemed_at": redeemed_at,
+        }
 
 
-def _rows(execute, condition, *values):
-    """Return rows of raffles. execute: Database.read, or that of a connection. condition: SQL that selects them."""
-    return execute(
+# Reading
+
+
+def _first(rows: list[sqlite3.Row]) -> sqlite3.Row | None:
+    return rows[0] if rows else None
+
+
+def _select_raffles(execute: Execute, clauses: str, values: tuple[Any, ...]) -> list[sqlite3.Row]:
+    """Return rows of raffles. clauses: SQL from WHERE on."""
+    rows = execute(
         f"""
-        SELECT sequence, id, name, total_tickets, issued_tickets, randomness_source, secret, draw_commitment,
-            address_key, created_at, closed_at, public_randomness, drawn_at
+        SELECT sequence, id, name, total_tickets, issued_tickets, randomness_source, secret,
+            draw_commitment, address_key, created_at, closed_at, public_randomness, drawn_at
         FROM raffle
-        WHERE {condition}
+        {clauses}
         """,
         values,
     )
+    return list(rows)
 
 
-def _find(execute, raffle_id):
+def _find_raffle(execute: Execute, raffle_id: str) -> sqlite3.Row:
     """Return the row of a raffle. Raises RaffleNotFound."""
-    for row in _rows(execute, "id = ?", raffle_id):
-        return row
-    raise RaffleNotFound
+    raffle = _first(_select_raffles(execute, "WHERE id = ?", (raffle_id,)))
+    if raffle is None:
+        raise RaffleNotFound
+    return raffle
 
 
-def _prizes(execute, row):
+def _read_prizes(execute: Execute, raffle: sqlite3.Row) -> list[dict[str, Any]]:
     prizes = execute(
         """
         SELECT name, amount
@@ -366,161 +482,238 @@ def _prizes(execute, row):
         WHERE raffle = ?
         ORDER BY position
         """,
-        (row["sequence"],),
+        (raffle["sequence"],),
     )
     return [dict(prize) for prize in prizes]
 
 
-def _body(row, **prizes):
-    """Return what anyone may know of a raffle now."""
-    is_drawn = row["drawn_at"] is not None
-    return {
-        **{name: row[name] for name in ("id", "name", "total_tickets", "issued_tickets")},
-        "available_tickets": 0
-        if row["closed_at"]
-        else row["total_tickets"] - row["issued_tickets"],
-        "winners_drawn": is_drawn,
-        **prizes,
-        **{name: row[name] for name in ("created_at", "closed_at", "drawn_at")},
-        "algorithm": draw.ALGORITHM,
-        **{
-            name: row[name]
-            for name in ("draw_commitment", "randomness_source", "public_randomness")
-        },
-        "secret": row["secret"].hex() if is_drawn else None,
-    }
-
-
-def _wins(database, sequence, limit, after):
-    rows = database.read(
+def _read_wins(execute: Execute, sequence: int, limit: int, after: int = 0) -> Page:
+    rows = execute(
         """
         SELECT win.position, win.ticket_number, prize.name AS prize, win.redeemed_at
         FROM win
-        JOIN prize ON prize.raffle = win.raffle AND prize.position = win.prize
+        JOIN prize ON prize.raffle = win.raffle AND prize.position = win.prize_position
         WHERE win.raffle = ? AND win.position > ?
         ORDER BY win.position
         LIMIT ?
         """,
         (sequence, after, limit + 1),
     )
-    wins = [dict(row) for row in rows]
-    positions = [win.pop("position") for win in wins]
-    return wins[:limit], positions[limit - 1] if len(wins) > limit else None
+    wins = [
+        {
+            "ticket_number": row["ticket_number"],
+            "prize": row["prize"],
+            "redeemed_at": row["redeemed_at"],
+        }
+        for row in rows[:limit]
+    ]
+    next_cursor = rows[limit - 1]["position"] if len(rows) > limit else None
+    return Page(wins, next_cursor)
 
 
-def _insert_raffles(db, _, requests):
-    """Store a raffle for each request: (name, total_tickets, prizes, randomness_source); its outcome is the raffle."""
-    raffles = []
-    for name, total_tickets, prizes, source in requests:
-        raffle_id, secret, address_key = (
-            str(uuid.uuid4()),
-            secrets.token_bytes(32),
-            secrets.token_bytes(32),
+def _public_members(
+    row: sqlite3.Row | dict[str, Any], prizes: list[dict[str, Any]] | None = None
+) -> dict[str, Any]:
+    """Return what anyone may know of a raffle now; without prizes in a list."""
+    is_drawn = row["drawn_at"] is not None
+    available_tickets = 0 if row["closed_at"] else row["total_tickets"] - row["issued_tickets"]
+    return {
+        "id": row["id"],
+        "name": row["name"],
+        "total_tickets": row["total_tickets"],
+        "issued_tickets": row["issued_tickets"],
+        "available_tickets": available_tickets,
+        "winners_drawn": is_drawn,
+        **({} if prizes is None else {"prizes": prizes}),
+        "created_at": row["created_at"],
+        "closed_at": row["closed_at"],
+        "drawn_at": row["drawn_at"],
+        "algorithm": draw.ALGORITHM,
+        "draw_commitment": row["draw_commitment"],
+        "randomness_source": row["randomness_source"],
+        "public_randomness": row["public_randomness"],
+        "secret": row["secret"].hex() if is_drawn else None,
+    }
+
+
+# Actions of the writing thread
+
+
+def _insert_raffles(
+    connection: sqlite3.Connection, group: None, requests: list[NewRaffle]
+) -> list[dict[str, Any]]:
+    """Store a raffle for each request; its outcome is the raffle."""
+    return [_insert_raffle(connection, request) for request in requests]
+
+
+def _insert_raffle(connection: sqlite3.Connection, request: NewRaffle) -> dict[str, Any]:
+    raffle_id = str(uuid.uuid4())
+    secret = secrets.token_bytes(32)
+    sequence = connection.execute(
+        """
+        INSERT INTO raffle (
+            id, name, total_tickets, randomness_source, secret, draw_commitment, address_key,
+            created_at
         )
-        commitment = hashlib.sha256(secret).hexdigest()
-        sequence = db.execute(
-            """
-            INSERT INTO raffle
-                (id, name, total_tickets, randomness_source, secret, draw_commitment, address_key, created_at)
-            VALUES (?, ?, ?, ?, ?, ?, ?, ?)
-            """,
-            (raffle_id, name, total_tickets, source, secret, commitment, address_key, _now()),
-        ).lastrowid
-        db.executemany(
-            """
-            INSERT INTO prize (raffle, position, name, amount)
-            VALUES (?, ?, ?, ?)
-            """,
-            (
-                (sequence, position, prize["name"], prize["amount"])
-                for position, prize in enumerate(prizes, 1)
-            ),
-        )
-        # Read before the commit: what is stored must not be answered as a failure.
-        raffle = _find(db.execute, raffle_id)
-        raffles.append(_body(raffle, prizes=_prizes(db.execute, raffle)))
-    return raffles
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+        """,
+        (
+            raffle_id,
+            request.name,
+            request.total_tickets,
+            request.randomness_source,
+            secret,
+            hashlib.sha256(secret).hexdigest(),
+            secrets.token_bytes(32),
+            now(),
+        ),
+    ).lastrowid
+    connection.executemany(
+        """
+        INSERT INTO prize (raffle, position, name, amount)
+        VALUES (?, ?, ?, ?)
+        """,
+        [
+            (sequence, position, prize["name"], prize["amount"])
+            for position, prize in enumerate(request.prizes, 1)
+        ],
+    )
+    # Read before the commit: what is stored must not be answered as a failure.
+    raffle = _find_raffle(connection.execute, raffle_id)
+    return _public_members(raffle, _read_prizes(connection.execute, raffle))
 
 
-def _issue_tickets(db, raffle_id, requests):
-    """Issue a ticket for each request: (address, salt, iterations, hash of the code); its outcome is the number.
+def _issue_tickets(
+    connection: sqlite3.Connection, raffle_id: str, requests: list[TicketRequest]
+) -> list[Any]:
+    """Issue a ticket for each request; its outcome is the number, or why there is none.
 
-    All in few statements: under load, each costs the writing thread a wait for the interpreter lock.
+    All in few statements: under load, each costs the writing thread a wait for the
+    interpreter lock.
     """
-    raffle = _find(db.execute, raffle_id)
+    raffle = _find_raffle(connection.execute, raffle_id)
     if raffle["closed_at"]:
         return [TicketsNoLongerAvailable() for _ in requests]
-    sequence, total, place = raffle["sequence"], raffle["total_tickets"], raffle["issued_tickets"]
-    participants = [_participant(raffle, address) for address, *_ in requests]
-    marks = ", ".join("?" * len(participants))
-    rows = db.execute(
-        f"""
-        SELECT participant
-        FROM ticket
-        WHERE raffle = ? AND participant IN ({marks})
-        """,
-        (sequence, *participants),
-    )
-    holders = {participant for (participant,) in rows}
-    key, outcomes, tickets = draw.deal_key(raffle_id, raffle["secret"]), [], []
-    for participant, (_, *code) in zip(participants, requests):
-        if place == total:
+
+    deal_key = draw.derive_deal_key(raffle_id, raffle["secret"])
+    total_tickets = raffle["total_tickets"]
+    place = raffle["issued_tickets"]
+    hashes = [_hash_participant(raffle, request.participant) for request in requests]
+    holders = _find_holders(connection, raffle, hashes)
+    outcomes: list[Any] = []
+    tickets = []
+    for participant_hash, request in zip(hashes, requests):
+        if place == total_tickets:
             outcomes.append(TicketsNoLongerAvailable())
-        elif participant in holders:
+        elif participant_hash in holders:
             outcomes.append(HasParticipated())
         else:
-            holders.add(participant)
             place += 1
-            outcomes.append(draw.deck(key, total, place))
-            tickets.append((sequence, outcomes[-1], participant, *code))
+            number = draw.number_at(deal_key, total_tickets, place)
+            holders.add(participant_hash)
+            outcomes.append(number)
+            code = (request.salt, request.iterations, request.code_hash)
+            tickets.append((raffle["sequence"], number, participant_hash, *code))
+
     if tickets:
-        db.executemany(
-            """
-            INSERT INTO ticket (raffle, number, participant, salt, iterations, code_hash)
-            VALUES (?, ?, ?, ?, ?, ?)
-            """,
-            tickets,
-        )
-        db.execute(
-            """
-            UPDATE raffle
-            SET issued_tickets = ?, closed_at = max(created_at, ?)
-            WHERE sequence = ?
-            """,
-            (place, _now() if place == total else None, sequence),
-        )
+        _insert_tickets(connection, raffle, tickets, place)
     return outcomes
 
 
-def _now():
-    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+def _find_holders(
+    connection: sqlite3.Connection, raffle: sqlite3.Row, hashes: list[bytes]
+) -> set[bytes]:
+    """Return which of the participants have a ticket of the raffle."""
+    marks = ", ".join("?" * len(hashes))
+    rows = connection.execute(
+        f"""
+        SELECT participant_hash
+        FROM ticket
+        WHERE raffle = ? AND participant_hash IN ({marks})
+        """,
+        (raffle["sequence"], *hashes),
+    ).fetchall()
+    return {row["participant_hash"] for row in rows}
 
 
-def _page(limit, cursor, maximum):
-    """Return as integers the limit of a page, `maximum` if it is None, and its cursor, 0 if it is None."""
-    if limit is not None and not (re.fullmatch("[1-9][0-9]{0,8}", limit) and int(limit) <= maximum):
-        raise InvalidPage(f"limit must be an integer from 1 to {maximum}")
-    if cursor is not None and not re.fullmatch("[1-9][0-9]{0,17}", cursor):
-        raise InvalidPage("cursor must be one from a Link header")
-    return int(limit or maximum), int(cursor or 0)
+def _insert_tickets(
+    connection: sqlite3.Connection,
+    raffle: sqlite3.Row,
+    tickets: list[tuple[Any, ...]],
+    last_place: int,
+) -> None:
+    """Store tickets, and close the raffle if the last of them was issued."""
+    connection.executemany(
+        """
+        INSERT INTO ticket (raffle, number, participant_hash, salt, iterations, code_hash)
+        VALUES (?, ?, ?, ?, ?, ?)
+        """,
+        tickets,
+    )
+    closed_at = now() if last_place == raffle["total_tickets"] else None
+    connection.execute(
+        """
+        UPDATE raffle
+        SET issued_tickets = ?, closed_at = max(created_at, ?)
+        WHERE sequence = ?
+        """,
+        (last_place, closed_at, raffle["sequence"]),
+    )
 
 
-def _participant(raffle, address):
-    """Return the 16 bytes that stand for an address in one raffle."""
-    return hmac.digest(raffle["address_key"], address, "sha256")[:16]
+# The draw
 
 
-def _code(secret):
-    text = base64.b32encode(secret).decode().translate(CROCKFORD)
+def _compute_wins(
+    raffle: sqlite3.Row, prizes: list[dict[str, Any]], amount: int
+) -> Iterator[tuple[int, int]]:
+    """Yield number of the ticket and position of the prize of each win."""
+    numbers = draw.winning_numbers(
+        raffle["id"],
+        raffle["secret"],
+        raffle["public_randomness"],
+        raffle["total_tickets"],
+        raffle["issued_tickets"],
+        amount,
+    )
+    positions = (
+        position for position, prize in enumerate(prizes, 1) for _ in range(prize["amount"])
+    )
+    return zip(numbers, positions)
+
+
+# Participants and verification codes
+
+
+CODE_BYTES = 15  # 120 bits
+SALT_BYTES = 16  # NIST SP 800-132 asks for 128 bits or more
+# NIST SP 800-132 asks for 1,000 or more. More would protect a password that can
+# be guessed; a code of 120 random bits is past guessing at the first iteration.
+ITERATIONS = 1_000
+# From the base32 of RFC 4648 to Crockford's, without I, L, O and U:
+# https://www.crockford.com/base32.html.
+CROCKFORD = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", "0123456789ABCDEFGHJKMNPQRSTVWXYZ")
+LOOK_ALIKES = str.maketrans("OIL", "011")
+
+
+def _hash_participant(raffle: sqlite3.Row, participant: bytes) -> bytes:
+    """Return the 16 bytes that stand for a participant in one raffle."""
+    return hmac.digest(raffle["address_key"], participant, "sha256")[:16]
+
+
+def _derive_code(idempotency_key: str, salt: bytes) -> bytes:
+    """Return the bytes of the code of who sent this key: HMAC-SHA256 (RFC 2104), cut to 120 bits."""
+    return hmac.digest(idempotency_key.encode(), b"verification code" + salt, "sha256")[:CODE_BYTES]
+
+
+def _format_code(code_bytes: bytes) -> str:
+    """Return the text of a code: six groups of four characters."""
+    text = base64.b32encode(code_bytes).decode().translate(CROCKFORD)
     return "-".join(text[start : start + 4] for start in range(0, len(text), 4))
 
 
-def _derive(key, salt):
-    return hmac.digest(key.encode(), b"verification code" + salt, "sha256")[:CODE_BYTES]
-
-
-def _hash_code(code, salt, iterations):
-    """Return the hash of a code as people type, paste and scan it.
+def _hash_code(code: str, salt: bytes, iterations: int) -> bytes:
+    """Return the hash of a code (PBKDF2, RFC 8018) as people type, paste and scan it.
 
     Only letters and digits count, in any case and width, with O read as 0, and I
     and L as 1: scanners on other keyboard layouts turn the hyphens into anything.
@@ -529,3 +722,17 @@ def _hash_code(code, salt, iterations):
     kept = re.sub("[^0-9A-Za-z]", "", unicodedata.normalize("NFKC", code))
     canonical = kept.upper().translate(LOOK_ALIKES)
     return hashlib.pbkdf2_hmac("sha256", canonical.encode(), salt, iterations)
+
+
+def _is_code_of(ticket: sqlite3.Row, code: str) -> bool:
+    """Return whether a code is that of a ticket, in a time that does not tell how much of it is."""
+    code_hash = _hash_code(code, ticket["salt"], ticket["iterations"])
+    return hmac.compare_digest(code_hash, ticket["code_hash"])
+
+
+# Time
+
+
+def now() -> str:
+    """Return the present time as all times here are written: RFC 3339, UTC, whole seconds."""
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")

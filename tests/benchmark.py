@@ -189,8 +189,10 @@ def fill(database, tickets):
             "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -400000"
         )
         [(raffle_id, secret)] = connection.execute("SELECT id, secret FROM raffle")
-        key = draw.deal_key(raffle_id, secret)
-        last = [draw.deck(key, tickets, place) for place in range(tickets - BATCH + 1, tickets + 1)]
+        key = draw.derive_deal_key(raffle_id, secret)
+        last = [
+            draw.number_at(key, tickets, place) for place in range(tickets - BATCH + 1, tickets + 1)
+        ]
         connection.execute(
             """
             WITH RECURSIVE numbers (number) AS (SELECT 1 UNION ALL SELECT number + 1 FROM numbers WHERE number < ?)

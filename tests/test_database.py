@@ -106,7 +106,6 @@ def test_only_the_group_at_fault_gets_an_error_and_leaves_nothing(db):
         (sqlite3.OperationalError("database or disk is full"), DatabaseUnavailable),
         (sqlite3.DatabaseError("database disk image is malformed"), DatabaseUnavailable),
         ("INSERT INTO item (value) VALUES (-1)", sqlite3.IntegrityError),
-        ("INSERT INTO item (parent) VALUES (-2)", sqlite3.IntegrityError),  # at COMMIT
         ("SELECT ?", sqlite3.ProgrammingError),
     ]
     for number, (fault, error) in enumerate(faults):

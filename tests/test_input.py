@@ -271,7 +271,14 @@ class Trickle(io.BytesIO):
     ("environ", "is_read"),
     [
         ({"wsgi.input_terminated": True, "SERVER_PROTOCOL": "HTTP/2"}, True),
-        ({"wsgi.input_terminated": True, "HTTP_TRANSFER_ENCODING": "chunked"}, True),
+        (
+            {
+                "wsgi.input_terminated": True,
+                "HTTP_TRANSFER_ENCODING": "chunked",
+                "SERVER_PROTOCOL": "HTTP/1.1",
+            },
+            True,
+        ),
         ({"SERVER_PROTOCOL": "HTTP/2"}, False),
         ({"SERVER_PROTOCOL": "HTTP/3"}, False),
         ({"HTTP_TRANSFER_ENCODING": "Chunked"}, False),
@@ -492,7 +499,7 @@ raffle SET closed_at = '2000' WHERE sequence = 2; raffle SET public_randomness =
 raffle SET public_randomness = NULL WHERE sequence = 3; raffle SET drawn_at = '2000' WHERE sequence = 3;
 prize SET amount = 0; prize SET position = -position; win SET position = -position;
 win SET ticket_number = -ticket_number; ticket SET number = -number; ticket SET number = 1;
-ticket SET participant = substr(participant, 2); ticket SET participant = zeroblob(16); ticket SET salt = x'00';
+ticket SET participant_hash = substr(participant_hash, 2); ticket SET participant_hash = zeroblob(16); ticket SET salt = x'00';
 ticket SET iterations = 999; ticket SET code_hash = x'00'; win SET ticket_number = 1
 """
 

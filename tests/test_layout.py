@@ -5,7 +5,9 @@ import re
 from helpers import ROOT
 
 LAYOUT = {
-    "raffle": {"bottle", "server", "storage"},
+    "raffle": {"bottle", "server", "storage", "settings", "client"},
+    "settings": set(),
+    "client": {"settings"},
     "server": {"waitress"},
     "storage": {"database", "draw"},
     "database": set(),

@@ -12,6 +12,7 @@ import pytest
 from helpers import README, ROOT, Client, query
 
 import raffle
+import settings
 
 BAD = {
     "MANAGER_IPS": [
@@ -159,12 +160,12 @@ def run(program, directory, **environment):
 
 def test_a_setting_that_makes_no_sense_stops_the_start_and_leaves_no_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert set(BAD) == set(raffle.SETTINGS)
+    assert set(BAD) == set(settings.SETTINGS)
     for name, values in BAD.items():
         for value in values:
             with monkeypatch.context() as context:
                 context.setenv(name, value)
-                with pytest.raises(raffle.SettingError) as refused:
+                with pytest.raises(settings.SettingError) as refused:
                     raffle.create_app().close()
                     pytest.fail(f"{name}={value!r} is accepted")
             sentence = str(refused.value)
@@ -241,7 +242,7 @@ def test_arguments_of_create_app_win_over_the_environment(tmp_path, monkeypatch)
                 )
         (tmp_path / file).unlink()
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(raffle.SettingError, match="MANAGER_IPS: "):
+    with pytest.raises(settings.SettingError, match="MANAGER_IPS: "):
         raffle.create_app("f.db", ["10.0.0.1", "x"])
 
 
@@ -267,7 +268,7 @@ client.participate(client.new_raffle())
 def test_help_lists_every_setting_with_default_and_meaning(monkeypatch, capsys):
     assert start_and_stop(["--help"], monkeypatch) == 0
     said = capsys.readouterr().out
-    for name, (_, default, meaning) in raffle.SETTINGS.items():
+    for name, (_, default, meaning) in settings.SETTINGS.items():
         assert f"  {name} ({default or 'none'})\n      {meaning}\n" in said
     assert start_and_stop(["--version"], monkeypatch) == 0
     assert capsys.readouterr().out == f"raffle {raffle.VERSION}\n"
@@ -280,10 +281,10 @@ def test_an_unknown_argument_ends_the_program_with_2(monkeypatch):
 
 def test_the_readme_lists_every_setting_with_default_and_meaning():
     rows = re.findall(r"^\| `([A-Z_0-9]+)` \| `?([^|`]+)`? \| (.+) \|$", README, re.MULTILINE)
-    settings = [
+    expected = [
         (name, default or "none", meaning)
-        for name, (_, default, meaning) in raffle.SETTINGS.items()
+        for name, (_, default, meaning) in settings.SETTINGS.items()
     ]
     assert [
         (name, default, meaning.replace("`", "")) for name, default, meaning in rows
-    ] == settings
+    ] == expected
