@@ -1,4 +1,4 @@
-"""Measure the service in a process of its own, on a database that is synchronised with every commit.
+"""Measure the service in a process of its own, on a database that is synced with every commit.
 
     python tests/benchmark.py
     python tests/benchmark.py --only tickets --tickets 10000000
@@ -27,7 +27,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from helpers import NO_RAFFLE, Server
+from helpers import FAULTS, NO_RAFFLE, Server
 
 import draw
 import storage
@@ -51,20 +51,6 @@ LOADS = {  # what: (method, path, status, what its rate is compared to)
     "participate, has a ticket": ("POST", "{raffle}participate/", 403, ("floor", "raffle")),
 }
 
-FLOOR = """
-import bottle, hashlib, raffle, server, storage
-app = bottle.Bottle()
-ticket = '{"raffle_id": "9b2f6a54-6d0c-4b7e-9a35-0c8a3c1f7d21", "ticket_number": 2, ' \\
-    '"verification_code": "7K3M-9QXD-04TZ-WHE8-5C1N-VRP6"}\\n'
-def hashed():
-    hashlib.pbkdf2_hmac("sha256", b"7K3M9QXD04TZWHE85C1NVRP6", b"s" * storage.SALT_BYTES, storage.ITERATIONS)
-    return ticket
-app.route("/ticket/", "POST", lambda: ticket)
-app.route("/hash/", "POST", hashed)
-settings = raffle.read_settings()
-server.serve(app, server.bind(settings["RAFFLE_LISTEN"]), settings["RAFFLE_THREADS"], max_body=2 * raffle.MAX_BODY)
-"""
-
 WRK = """
 local bodies, n = {}, %(first)d
 for line in io.lines("%(bodies)s") do bodies[#bodies + 1] = line end
@@ -77,7 +63,8 @@ end
 function done(summary, latency)
   local e = summary.errors
   io.write(string.format("RESULT %%d %%d %%d %%d %%d %%d\\n", summary.requests, summary.duration,
-    latency:percentile(50), latency:percentile(99), e.status, e.connect + e.read + e.write + e.timeout))
+    latency:percentile(50), latency:percentile(99), e.status,
+    e.connect + e.read + e.write + e.timeout))
 end
 """
 
@@ -93,7 +80,7 @@ def connected(server):
 
 
 def one(connection, method, path, status, body="", address=None):
-    """Send one request, from an address of its own unless one is given, and return its milliseconds."""
+    """Send one request, from an address of its own unless one is given; return its milliseconds."""
     n = next(addresses)
     address = address or f"11.{n // 65536 % 256}.{n // 256 % 256}.{n % 256}"
     began = time.perf_counter()
@@ -107,7 +94,7 @@ def one(connection, method, path, status, body="", address=None):
 
 
 def median(server, requests, *request):
-    """Send a request so many times over one connection, and return the median of its milliseconds."""
+    """Send a request so many times over one connection; return the median of its milliseconds."""
     with connected(server) as connection:
         return statistics.median(one(connection, *request) for _ in range(requests))
 
@@ -119,7 +106,10 @@ def percentiles(milliseconds):
 
 
 def load(server, method, path, status, bodies=("",), address=None):
-    """Send requests over 64 connections for some seconds; return those per second, and p50 and p99 in milliseconds."""
+    """Send requests over 64 connections for some seconds.
+
+    Return requests per second, and p50 and p99 in milliseconds.
+    """
     # wrk tells refusals from successes, but not one refusal from another.
     median(server, 1, method, path, status, bodies[0], address)
     with tempfile.TemporaryDirectory() as directory:
@@ -139,7 +129,7 @@ def load(server, method, path, status, bodies=("",), address=None):
 
 
 def measure_rates(start, directory):
-    floor, server = start(program=("-c", FLOOR)), start()
+    floor, server = start(program=(FAULTS, "serve_floor")), start()
     paths = {
         "raffle": server.create(2**53 - 1, source="127.0.0.2"),
         "sold_out": server.create(1000, source="127.0.0.2"),
@@ -157,10 +147,8 @@ def measure_rates(start, directory):
     server.request("POST", f"{paths['sold_out']}winners/", source="127.0.0.2")
     rates = {}
     for what, (method, path, status, comparisons) in LOADS.items():
-        asked, bodies = (
-            floor if "floor" in what else server,
-            tickets if what == "verify-ticket" else [""],
-        )
+        asked = floor if "floor" in what else server
+        bodies = tickets if what == "verify-ticket" else [""]
         address = HOLDER if status == 403 else None
         rates[what], p50, p99 = load(asked, method, path.format(**paths), status, bodies, address)
         ratios = ", ".join(f"{rates[what] / rates[other]:.2f} of {other}" for other in comparisons)
@@ -173,7 +161,7 @@ def measure_rates(start, directory):
 
 
 def issue(store, raffle_id, participants):
-    """Issue tickets in 64 threads, those that wait in one commit; return tickets per second, and the last ticket."""
+    """Issue tickets in 64 threads; return tickets per second, and the last ticket."""
     began = time.perf_counter()
     with ThreadPoolExecutor(CONNECTIONS) as pool:
         tickets = list(
@@ -183,19 +171,20 @@ def issue(store, raffle_id, participants):
 
 
 def fill(database, tickets):
-    """Put the tickets of the only raffle into the database, without codes; leave out those that are issued last."""
+    """Put the tickets of the only raffle into the database, without codes, but for the last ones."""
     with closing(sqlite3.connect(database)) as connection:
         connection.executescript(
             "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -400000"
         )
         [(raffle_id, secret)] = connection.execute("SELECT id, secret FROM raffle")
-        key = draw.derive_deal_key(raffle_id, secret)
-        last = [
-            draw.number_at(key, tickets, place) for place in range(tickets - BATCH + 1, tickets + 1)
-        ]
+        deal_key = draw.derive_deal_key(raffle_id, secret)
+        places = range(tickets - BATCH + 1, tickets + 1)
+        last = [draw.number_at(deal_key, tickets, place) for place in places]
         connection.execute(
             """
-            WITH RECURSIVE numbers (number) AS (SELECT 1 UNION ALL SELECT number + 1 FROM numbers WHERE number < ?)
+            WITH RECURSIVE numbers (number) AS (
+                SELECT 1 UNION ALL SELECT number + 1 FROM numbers WHERE number < ?
+            )
             INSERT INTO ticket (raffle, number, participant, salt, iterations, code_hash)
             SELECT 1, number, randomblob(16), randomblob(16), 1000, randomblob(32)
             FROM numbers
@@ -209,7 +198,10 @@ def fill(database, tickets):
 
 
 def wait_regularly(server, due, is_over, *request):
-    """Send a request every INTERVAL until `is_over`; return the milliseconds of each, counted from when it was due."""
+    """Send a request every INTERVAL until `is_over`.
+
+    Return the milliseconds of each, counted from when it was due.
+    """
     waits = []
     with connected(server) as connection:
         while due < time.perf_counter() or not is_over.is_set():
@@ -249,15 +241,17 @@ def measure_draw(server, raffle, prizes):
 
 
 def measure_tickets(start, directory, tickets):
-    # Every ticket of a million wins. Of more, few do: a draw depends on its prizes, not on its tickets.
-    prizes, database = tickets if tickets <= 1_000_000 else 1_000, directory / "raffle.db"
+    # Every ticket of a million wins. Of more, few do: a draw depends on its prizes, not on its
+    # tickets.
+    prizes = tickets if tickets <= 1_000_000 else 1_000
+    database = directory / "raffle.db"
     store = storage.Storage(database)
-    with closing(store.database):
+    with closing(store):
         raffle_id = store.create_raffle("Large", tickets, [{"name": "Pen", "amount": prizes}])["id"]
         first, _ = issue(store, raffle_id, range(BATCH))
     fill(database, tickets)
     store = storage.Storage(database)
-    with closing(store.database):
+    with closing(store):
         last, ticket = issue(store, raffle_id, range(BATCH, 2 * BATCH))
     rates = f"{last:,.0f}/s, {first:,.0f}/s"
     show(

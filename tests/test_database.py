@@ -1,16 +1,16 @@
 """One SQLite file by `Database` alone, with a schema and actions of the tests' own."""
 
-import itertools
 import os
 import resource
+import shutil
 import sqlite3
-import subprocess
 import sys
 import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -19,8 +19,10 @@ from helpers import at_once, query, wait_for
 from database import Database, DatabaseRefused, DatabaseUnavailable
 
 SCHEMA = """
-BEGIN IMMEDIATE; PRAGMA application_id = 7; PRAGMA user_version = 3;
-CREATE TABLE IF NOT EXISTS item (value UNIQUE, parent REFERENCES item (value) DEFERRABLE INITIALLY DEFERRED);
+BEGIN IMMEDIATE;
+PRAGMA application_id = 7;
+PRAGMA user_version = 3;
+CREATE TABLE IF NOT EXISTS item (value UNIQUE);
 COMMIT;
 """
 
@@ -29,8 +31,11 @@ COMMIT;
 def open_database(database):
     """Open a database, as often as needed; all are closed with the test."""
     with ExitStack() as stack:
-        stack.callback(sys.setswitchinterval, sys.getswitchinterval())
-        yield lambda path=database: stack.enter_context(closing(Database(path, SCHEMA)))
+
+        def open_path(path=database):
+            return stack.enter_context(closing(Database(path, SCHEMA)))
+
+        yield open_path
 
 
 @pytest.fixture
@@ -38,7 +43,7 @@ def db(open_database):
     return open_database()
 
 
-def add(connection, key, requests):
+def add(connection, group, requests):
     """Action: insert each request as a value, which is its outcome."""
     connection.executemany("INSERT INTO item (value) VALUES (?)", [(value,) for value in requests])
     return requests
@@ -50,71 +55,98 @@ def values(db):
 
 def is_unavailable(call, *arguments):
     """Return whether a call raises DatabaseUnavailable."""
-    with suppress(DatabaseUnavailable):
+    try:
         call(*arguments)
-        return False
-    return True
+    except DatabaseUnavailable:
+        return True
+    return False
 
 
-def together(db, *writes, last=lambda: None):
-    """Make writes that wait at once; return what each returned or raised. last: what their thread calls before them."""
-    begun = []
+def together(db, *writes, before=None):
+    """Make writes that wait for the writing thread, in this order, while it is busy.
 
-    def occupy(connection, key, requests):
-        begun.append(key)
-        wait_for(lambda: len(begun) > len(writes))
-        return [last()]
+    before: what the thread does with its connection once all of them wait. Return what each write
+    returned or raised, an error of `before` first.
+    """
+    is_busy, are_waiting = threading.Event(), threading.Event()
 
-    # With this interval a thread runs until it waits: what has begun is in the queue.
-    sys.setswitchinterval(60)
+    def occupy(connection, group, requests):
+        is_busy.set()
+        assert are_waiting.wait(30)
+        if before:
+            before(connection)
+        return requests
+
     with ThreadPoolExecutor(1 + len(writes)) as pool:
-        occupied = pool.submit(db.write, occupy, None)
-        wait_for(lambda: begun)
-        answers = [
-            pool.submit(lambda *write: begun.append(write) or db.write(*write), *write)
-            for write in writes
-        ]
-    assert occupied.exception() or occupied.result() is None
-    return [answer.exception() or answer.result() for answer in answers]
+        answers = [pool.submit(db.write, occupy, None)]
+        assert is_busy.wait(30)
+        for number, write in enumerate(writes, 1):
+            answers.append(pool.submit(db.write, *write))
+            # The only private name here: nothing else tells that a write waits.
+            wait_for(lambda number=number: db._writes.qsize() == number)
+        are_waiting.set()
+
+    outcomes = [answer.exception() or answer.result() for answer in answers]
+    return outcomes if outcomes[0] else outcomes[1:]
 
 
-def test_writes_that_wait_share_a_transaction_by_action_and_key_and_a_refusal_undoes_nothing(db):
-    groups = []
+# Writes
 
-    def refuse_3(connection, key, requests):
-        # With what a reader sees: nothing, although the first group has been run when the second one is.
-        groups.append((key, sorted(requests), values(db)))
-        return [KeyError(3) if value == 3 else value for value in add(connection, key, requests)]
 
-    writes = [(refuse_3, key, value) for value, key in enumerate("aabab")]
+def test_a_statement_is_executed_and_its_rows_are_returned(db):
+    rows = db.execute("INSERT INTO item (value) VALUES (?), (?) RETURNING value", (1, 2))
+    assert [value for (value,) in rows] == [1, 2]
+    assert values(db) == [1, 2]
+
+
+def test_waiting_writes_share_a_transaction_by_action_and_group(db):
+    """The refusal of one request undoes nothing, not even of its own group."""
+    calls = []
+
+    def refuse_3(connection, group, requests):
+        # With what a reader sees: nothing, although the first group has run before the second.
+        calls.append((group, requests, values(db)))
+        add(connection, group, requests)
+        return [KeyError(3) if value == 3 else value for value in requests]
+
+    writes = [(refuse_3, group, value) for value, group in enumerate("aabab")]
     outcomes = together(db, *writes, (add, "a", 5))
+
     assert [repr(outcome) for outcome in outcomes] == ["0", "1", "2", "KeyError(3)", "4", "5"]
-    assert sorted(groups) == [("a", [0, 1, 3], []), ("b", [2, 4], [])]
+    assert calls == [("a", [0, 1, 3], []), ("b", [2, 4], [])]
     assert values(db) == [0, 1, 2, 3, 4, 5]
 
 
-def test_only_the_group_at_fault_gets_an_error_and_leaves_nothing(db):
-    def fail(connection, key, faults):
-        add(connection, key, [-1])
-        if isinstance(faults[0], BaseException):
-            raise faults[0]
-        return connection.execute(faults[0]) and faults
-
-    # What the action raises, executes or returns, and what its callers get.
-    faults = [
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
         (SystemExit(), SystemExit),
         (sqlite3.OperationalError("database or disk is full"), DatabaseUnavailable),
         (sqlite3.DatabaseError("database disk image is malformed"), DatabaseUnavailable),
         ("INSERT INTO item (value) VALUES (-1)", sqlite3.IntegrityError),
         ("SELECT ?", sqlite3.ProgrammingError),
-    ]
-    for number, (fault, error) in enumerate(faults):
-        outcomes = together(
-            db, (add, "a", 2 * number), *[(fail, "b", fault)] * 2, (add, "c", 2 * number + 1)
-        )
-        assert outcomes[::3] == [2 * number, 2 * number + 1], (fault, outcomes)
-        assert all(isinstance(outcome, error) for outcome in outcomes[1:3]), (fault, outcomes)
-    assert values(db) == list(range(2 * len(faults)))
+    ],
+    ids=repr,
+)
+def test_only_the_group_at_fault_gets_an_error_and_leaves_nothing(db, fault, expected):
+    """fault: what an action raises, or the statement that it executes. Nothing is run twice."""
+    calls = []
+
+    def fail(connection, group, requests):
+        calls.append(requests)
+        add(connection, group, [-1])
+        if isinstance(fault, BaseException):
+            raise fault
+        connection.execute(fault)
+        return requests
+
+    first, *failed, last = together(
+        db, (add, "a", 0), (fail, "b", 1), (fail, "b", 2), (add, "c", 3)
+    )
+    assert (first, last) == (0, 3)
+    assert all(isinstance(outcome, expected) for outcome in failed), failed
+    assert calls == [[1, 2]]
+    assert values(db) == [0, 3]
 
 
 def test_a_lock_is_logged_once_and_waited_for_once_until_a_write_succeeds(
@@ -123,37 +155,47 @@ def test_a_lock_is_logged_once_and_waited_for_once_until_a_write_succeeds(
     monkeypatch.setattr("database.BUSY_TIMEOUT", 0.05)
     caplog.set_level("INFO", "raffle")
     db = open_database()
-    timeout = partial(
-        db.write,
-        lambda connection, *_: list(connection.execute("PRAGMA busy_timeout").fetchone()),
-        None,
-    )
+
+    def busy_timeout():
+        """Return for how many milliseconds the next write would wait."""
+        [(milliseconds,)] = db.execute("PRAGMA busy_timeout")
+        return milliseconds
+
     for number in range(2):
-        assert timeout() == 50
+        assert busy_timeout() == 50
         with closing(sqlite3.connect(database, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
-            assert all(is_unavailable(db.write, add, None, 1) for _ in range(3))
-        assert [timeout(), db.write(add, None, number), timeout()] == [0, number, 50]
+            for _ in range(3):
+                assert is_unavailable(db.write, add, None, 1)
+
+        assert busy_timeout() == 0
+        assert db.write(add, None, number) == number
+        assert busy_timeout() == 50
     assert caplog.messages == ["Writes fail: database is locked", "Writes succeed again"] * 2
 
 
-def test_what_waits_behind_a_commit_that_fails_is_not_run(db):
-    connection, limits = (
-        db.write(lambda connection, *_: [connection], None),
-        resource.getrlimit(resource.RLIMIT_FSIZE),
-    )
+def test_what_waits_behind_a_failed_commit_is_not_run(db):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ran = []
 
-    def set_limit(*limit):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (*limit, limits[1])[:2])
-        return connection.execute("INSERT INTO item (value) VALUES (?)", (str(limit),)) and [None]
+    def fill_the_disk(connection):
+        # The transaction that this is part of cannot be written to a file.
+        add(connection, None, [1])
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1, limits[1]))
 
-    outcomes = together(
-        db,
-        *[(lambda *_: set_limit(*limits), key) for key in "ab"],
-        last=lambda: set_limit(1) and None,
-    )
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert [type(outcome) for outcome in outcomes] == [DatabaseUnavailable] * 2
+    def empty_the_disk(connection, group, requests):
+        ran.append(group)
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        return add(connection, group, requests)
+
+    try:
+        writes = [(empty_the_disk, "a", 2), (empty_the_disk, "b", 3)]
+        outcomes = together(db, *writes, before=fill_the_disk)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    assert [type(outcome) for outcome in outcomes] == [DatabaseUnavailable] * 3
+    assert ran == []
 
 
 def test_readers_cannot_write(db):
@@ -161,9 +203,14 @@ def test_readers_cannot_write(db):
     assert values(db) == []
 
 
+# The close
+
+
 def test_what_waits_at_a_close_is_finished_and_one_file_remains(db, database):
     assert values(db) == []
-    assert together(db, (add, "a", 1), (add, "b", 2), last=db.close) == [1, 2]
+    writes = [(add, "a", 1), (add, "b", 2)]
+    assert together(db, *writes, before=lambda connection: db.close()) == [1, 2]
+
     db.close()
     assert is_unavailable(db.write, add, "a", 3)
     assert is_unavailable(values, db)
@@ -171,143 +218,264 @@ def test_what_waits_at_a_close_is_finished_and_one_file_remains(db, database):
     assert query(database, "SELECT value FROM item") == [(1,), (2,)]
 
 
-def test_requests_at_a_close_are_answered_and_exactly_the_successes_are_stored(open_database):
-    stored, numbers = [], iter(range(10**9))
-    requests = {
-        Database.read: values,
-        Database.write: lambda db: stored.append(db.write(add, None, next(numbers))),
-    }
-    # Whichever line they have come to.
-    for (method, request), n in itertools.product(requests.items(), range(20)):
-        db, lines = open_database(), []
-        closing_thread = threading.Thread(target=db.close)
+@contextmanager
+def closed_at_line(db, method, number):
+    """Close a database when this thread comes to the n-th line of a method; yield the lines."""
+    lines = []
+    closing_thread = threading.Thread(target=db.close)
 
-        def close_at_line(
-            frame, *_, code=method.__code__, n=n, closing_thread=closing_thread, lines=lines
-        ):
-            lines.append(frame.f_code is code)
-            if lines[-1] and sum(lines) == n:
+    def trace(frame, event, argument):
+        if frame.f_code is method.__code__ and event == "line":
+            lines.append(frame.f_lineno)
+            if len(lines) == number:
                 closing_thread.start()
-            return close_at_line
+                closing_thread.join(0.05)  # it may have to wait for this thread
+        return trace
 
-        sys.settrace(close_at_line)
-        is_unavailable(request, db)
-        sys.settrace(None)
-    # Of many threads that take turns as often as they can, and ask until they are refused.
-    sys.setswitchinterval(1e-6)
-    for _ in range(20):
+    previous = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield lines
+    finally:
+        sys.settrace(previous)
+    if len(lines) >= number:
+        closing_thread.join(30)
+        assert not closing_thread.is_alive(), lines
+
+
+@pytest.mark.parametrize("method", [Database.read, Database.write], ids=["read", "write"])
+def test_a_request_is_answered_at_whichever_line_a_close_comes(open_database, method):
+    """A request that hangs ends the run. What was not refused is stored."""
+    stored = []
+
+    def request(db, number):
+        values(db)
+        stored.append(db.write(add, None, number))
+
+    for number in count(1):
         db = open_database()
-        asking = [partial(is_unavailable, request, db) for request in requests.values()] * 4
-        at_once([partial(list, iter(ask, True)) for ask in asking] + [db.close])
+        with closed_at_line(db, method, number) as lines:
+            is_unavailable(request, db, number)
+        if len(lines) < number:
+            break  # the method has no more lines
+
+    assert number > 5
+    assert values(open_database()) == stored
+
+
+def test_a_close_ends_while_many_ask_and_what_was_answered_is_stored(open_database):
+    """Each asks until it is refused."""
+    stored, numbers = [], count()
+
+    def keep_writing(db):
+        while True:
+            stored.append(db.write(add, None, next(numbers)))
+
+    def keep_reading(db):
+        while True:
+            values(db)
+
+    def close_later(db, answers):
+        wait_for(lambda: len(stored) > answers)
+        db.close()
+        return True
+
+    for _ in range(10):
+        db = open_database()
+        asking = [partial(is_unavailable, keep, db) for keep in [keep_writing, keep_reading] * 4]
+        assert at_once([*asking, partial(close_later, db, len(stored))]) == [True] * 9
+
     assert values(open_database()) == sorted(stored)
 
 
-def test_a_file_that_was_moved_away_is_not_made_anew_and_its_wal_keeps_the_commits(
-    open_database, database
-):
-    def add_and_move(connection, key, requests):
-        connection.set_trace_callback(lambda sql: sql == "COMMIT" and database.rename(away))
-        return add(connection, key, requests)
+# The file
 
-    db, away = open_database(), database.with_name("away")
+
+def test_a_file_that_was_moved_away_is_not_made_anew(open_database, database):
+    """Its -wal file keeps the commits."""
+    away = database.with_name("away")
+
+    def move_at_commit(sql):
+        if sql.startswith("COMMIT"):
+            database.rename(away)
+
+    def add_and_move(connection, group, requests):
+        connection.set_trace_callback(move_at_commit)
+        return add(connection, group, requests)
+
+    db = open_database()
     # Too late for the transaction, but in time for the answer.
     assert is_unavailable(db.write, add_and_move, None, 1)
     assert is_unavailable(db.write, add, None, 2)
     db.close()
     assert not database.exists()
+
     away.rename(database)
     assert values(open_database()) == [1]
 
 
+@pytest.mark.parametrize("name", ["a#b.db", "a?mode=memory.db", "100%20.db", " a b ", "ä.db"])
 def test_a_path_is_resolved_once_may_have_any_character_and_is_private(
-    open_database, tmp_path, monkeypatch
+    open_database, tmp_path, monkeypatch, name
 ):
-    for name in ("a#b.db", "a?mode=memory.db", "100%20.db", " a b ", "ä.db"):
-        directory = Path(tempfile.mkdtemp(dir=tmp_path))
-        (directory / "link").symlink_to(name)
-        monkeypatch.chdir(directory)
-        db = open_database("link")
-        monkeypatch.chdir("/")
-        (directory / "link").unlink()
-        assert [db.write(add, None, 1)] == values(db)
-        modes = {file.name: file.stat().st_mode & 0o777 for file in directory.iterdir()}
-        assert modes == {name: 0o600, f"{name}-wal": 0o600, f"{name}-shm": 0o600}
+    monkeypatch.chdir(tmp_path)
+    Path("link").symlink_to(name)
+    db = open_database("link")
+    monkeypatch.chdir("/")
+    (tmp_path / "link").unlink()
+
+    assert db.write(add, None, 1) == 1
+    assert values(db) == [1]
+    modes = {file.name: file.stat().st_mode & 0o777 for file in tmp_path.iterdir()}
+    assert modes == {name: 0o600, f"{name}-wal": 0o600, f"{name}-shm": 0o600}
 
 
-def test_a_copy_gets_a_write_ahead_log_even_if_that_was_interrupted(open_database, database):
-    # Without a write-ahead log, SQLite undoes what was interrupted by a journal.
-    with closing(sqlite3.connect(database.with_name("killed"), isolation_level=None)) as connection:
-        connection.executescript(
-            f"{SCHEMA} PRAGMA cache_size = 1; BEGIN; CREATE TABLE half AS SELECT zeroblob(50000)"
-        )
-        subprocess.run(
-            "cp killed raffle.db; cp killed-journal raffle.db-journal",
-            shell=True,
-            cwd=database.parent,
-        )
-    assert (
-        values(open_database())
-        == query(database, "SELECT name FROM sqlite_schema WHERE name = 'half'")
-        == []
-    )
+def test_a_copy_gets_a_write_ahead_log_even_if_it_was_interrupted(open_database, database):
+    """Without a write-ahead log, SQLite undoes what was interrupted with a journal."""
+    killed = database.with_name("killed")
+    with closing(sqlite3.connect(killed, isolation_level=None)) as connection:
+        connection.executescript(SCHEMA)
+        # With so small a cache, the half of a transaction is in the file.
+        connection.executescript("PRAGMA cache_size = 1; BEGIN; CREATE TABLE half (value)")
+        connection.execute("INSERT INTO half VALUES (zeroblob(50000))")
+        shutil.copy(killed, database)
+        shutil.copy(f"{killed}-journal", f"{database}-journal")
+
+    assert values(open_database()) == []
+    assert query(database, "SELECT name FROM sqlite_schema WHERE name = 'half'") == []
     assert query(database, "PRAGMA journal_mode") == [("wal",)]
 
 
-def test_what_cannot_be_served_is_refused_in_a_sentence_and_left_alone(
-    open_database, database, monkeypatch
-):
-    def run(command):
-        subprocess.run(command, shell=True, check=True, cwd=database.parent)
-        files = set(database.parent.iterdir()) - {
-            database.with_name("raffle.db-shm")
-        }  # which holds nothing of its own
-        return {file: file.is_file() and file.read_bytes() for file in files}
+# What is refused
 
-    with closing(open_database(database.with_name("good"))) as good:
-        good.write(
-            lambda connection, *_: [connection.execute("PRAGMA user_version = 2") and None], None
-        )
-        run("cp good old; cp good-wal old-wal")
-    for command, sentence in {
-        "sqlite3 raffle.db 'PRAGMA application_id = 8; CREATE TABLE item (value)'": "was made by another program",
-        "sqlite3 raffle.db 'CREATE TABLE item (value)'": "was made by another program",
-        "printf x > raffle.db": "was made by another program",
-        "tr S s < good > raffle.db": "(was made by another program|cannot be opened: file is not a database)",
-        "sqlite3 good 'PRAGMA user_version = 4'; cp good raffle.db": "has version 4, but this program needs version 3",
-        "cp old-wal raffle.db-wal": "is missing or empty: put it back",
-        "cp old-wal raffle.db-wal; : > raffle.db": "is missing or empty: put it back",
-        "mkdir raffle.db": "is not a regular file",
-        "mkfifo raffle.db": "is not a regular file",
-    }.items():
-        before = run(f"rm -rf raffle.db*; {command}")
-        with pytest.raises(DatabaseRefused, match=f"{database} {sentence}$"):
-            open_database()
-        assert run("true") == before, command
-    run("rm -rf raffle.db*; cp old raffle.db; cp old-wal raffle.db-wal")
-    with pytest.raises(
-        DatabaseRefused, match=f"{database} has version 2, but this program needs version 3$"
-    ):
+
+@pytest.fixture
+def good(open_database, database):
+    """The path of a database that is served, with commits in its -wal file."""
+    path = database.with_name("good")
+    open_database(path).write(add, None, 1)
+    return path
+
+
+def execute(path, script):
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(script)
+
+
+def make_other_application(database, good):
+    execute(database, "PRAGMA application_id = 8; CREATE TABLE item (value)")
+
+
+def make_other_table(database, good):
+    execute(database, "CREATE TABLE item (value)")
+
+
+def make_text(database, good):
+    database.write_text("x")
+
+
+def make_other_header(database, good):
+    database.write_bytes(good.read_bytes().replace(b"S", b"s"))
+
+
+def make_newer_version(database, good):
+    execute(database, f"{SCHEMA} PRAGMA user_version = 4")
+
+
+def make_older_version(database, good):
+    execute(database, f"{SCHEMA} PRAGMA user_version = 2")
+
+
+def make_wal_alone(database, good):
+    shutil.copy(f"{good}-wal", f"{database}-wal")
+
+
+def make_wal_of_an_empty_file(database, good):
+    make_wal_alone(database, good)
+    database.touch()
+
+
+def make_directory(database, good):
+    database.mkdir()
+
+
+def make_pipe(database, good):
+    os.mkfifo(database)
+
+
+def contents(directory):
+    """Return what all files hold, but for -shm files, which hold nothing of their own."""
+    files = [file for file in directory.iterdir() if not file.name.endswith("-shm")]
+    return {file: file.read_bytes() if file.is_file() else None for file in files}
+
+
+OTHER_PROGRAM = "was made by another program"
+NO_DATABASE = "(was made by another program|cannot be opened: file is not a database)"
+REASONS = {
+    make_other_application: OTHER_PROGRAM,
+    make_other_table: OTHER_PROGRAM,
+    make_text: NO_DATABASE,
+    make_other_header: NO_DATABASE,
+    make_newer_version: "has version 4, but this program needs version 3",
+    make_older_version: "has version 2, but this program needs version 3",
+    make_wal_alone: "is missing or empty: put it back",
+    make_wal_of_an_empty_file: "is missing or empty: put it back",
+    make_directory: "is not a regular file",
+    make_pipe: "is not a regular file",
+}
+
+
+@pytest.mark.parametrize("make", REASONS, ids=lambda make: make.__name__)
+def test_what_cannot_be_served_is_refused_in_a_sentence_and_left_alone(
+    open_database, database, good, make
+):
+    make(database, good)
+    before = contents(database.parent)
+
+    with pytest.raises(DatabaseRefused, match=f"{database} {REASONS[make]}$"):
+        open_database()
+    assert contents(database.parent) == before
+
+
+def test_an_older_version_is_read_from_the_wal_file_and_refused(open_database, database):
+    killed = database.with_name("killed")
+    open_database(killed).execute("PRAGMA user_version = 2")
+    shutil.copy(killed, database)
+    shutil.copy(f"{killed}-wal", f"{database}-wal")
+    # The version of the file itself is the one that is needed.
+    assert query_version(killed) == 3
+
+    with pytest.raises(DatabaseRefused, match="has version 2, but"):
         open_database()
     assert query(database, "PRAGMA user_version") == [(2,)]
+
+
+def query_version(path):
+    """Return the version in the header of a file, without its -wal file."""
+    return int.from_bytes(path.read_bytes()[60:64], "big")
+
+
+def test_an_older_sqlite_is_refused(open_database, monkeypatch):
     monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 36, 0))
     with pytest.raises(DatabaseRefused, match=r"^SQLite 3\.37 or newer is needed"):
         open_database()
 
 
-def test_what_this_user_cannot_write_is_refused():
+@pytest.mark.parametrize("protected", ["raffle.db", "."])
+def test_what_this_user_cannot_write_is_refused(protected):
     # Not in tmp_path, which other users cannot enter.
-    with tempfile.TemporaryDirectory() as name:
-        database, user = Path(name, "raffle.db"), os.geteuid() or 65534
+    with tempfile.TemporaryDirectory() as directory:
+        database = Path(directory, "raffle.db")
         Database(database, SCHEMA).close()
         database.parent.chmod(0o777)
-        for path in (database, database.parent):
-            path.chmod(0o555)
-            os.seteuid(user)
-            try:
-                with pytest.raises(
-                    DatabaseRefused,
-                    match=f"^{path} cannot be written by user {user}: it belongs to",
-                ):
-                    Database(database, SCHEMA)
-            finally:
-                os.seteuid(os.getuid())
+        path = database.parent / protected
+        path.chmod(0o555)
+
+        user = os.geteuid() or 65534  # root can write everything, but nobody cannot
+        os.seteuid(user)
+        try:
+            message = f"^{path} cannot be written by user {user}: it belongs to"
+            with pytest.raises(DatabaseRefused, match=message):
+                Database(database, SCHEMA)
+        finally:
+            os.seteuid(os.getuid())

@@ -1,0 +1,245 @@
+"""The service with other limits, or with a fault: a program that the tests start.
+
+    python tests/faults.py [MODULE.LIMIT=VALUE ...] [SCENE [ARGUMENT ...]]
+
+A scene is one of the functions below; without one, this is `python raffle.py`. A limit or a
+function that the program does not have ends the scene, so that none runs without its fault.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import resource
+import signal
+import socket
+import sqlite3
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import bottle
+from waitress.adjustments import Adjustments
+from waitress.channel import ClientDisconnected
+
+import draw
+import raffle
+import server
+import storage
+
+
+def set_limit(module: ModuleType, name: str, value: float) -> None:
+    """Change a limit of a module. Raises AssertionError if the module has no such limit."""
+    limit = getattr(module, name, None)
+    assert isinstance(limit, (int, float)), f"{module.__name__} has no limit {name}"
+    setattr(module, name, value)
+
+
+def replace(owner: Any, name: str, function: Callable) -> Callable:
+    """Put a function in the place of another one, which must exist, and return the other one."""
+    original = getattr(owner, name)
+    setattr(owner, name, function)
+    return original
+
+
+# Scenes
+
+
+def serve() -> None:
+    """Serve the application as `python raffle.py` does."""
+    del sys.argv[1:]
+    raffle.main()
+
+
+def keep_little_in_the_system() -> None:
+    """Give sockets small send buffers, so that most of a response waits in the server."""
+    Adjustments.socket_options.append((socket.SOL_SOCKET, socket.SO_SNDBUF, 4096))
+    serve()
+
+
+def lose_patience() -> None:
+    """As above; on SIGUSR1, let clients stall for a second only, and put the clock back an hour."""
+    now = time.time
+
+    def an_hour_ago() -> float:
+        return now() - 3600
+
+    def on_signal(signum: int, frame: object) -> None:
+        set_limit(server, "STALL_TIMEOUT", 1)
+        replace(time, "time", an_hour_ago)
+
+    signal.signal(signal.SIGUSR1, on_signal)
+    keep_little_in_the_system()
+
+
+def open_many_files() -> None:
+    """As above, with more files open than a shell allows, and than select() takes."""
+    for _ in range(950):
+        os.open(os.devnull, os.O_RDONLY)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+    lose_patience()
+
+
+def fail_to_read() -> None:
+    """Fail on each read of a raffle, with the id in the error.
+
+    Who asks for a path with "lost" is gone before the answer.
+    """
+
+    def fail(self: storage.Storage, raffle_id: str) -> None:
+        raise ValueError(raffle_id)
+
+    def write_soon(channel: server.Channel, data: Any) -> int:
+        if "lost" in channel.requests[0].path:
+            raise ClientDisconnected
+        return original(channel, data)
+
+    replace(storage.Storage, "get_raffle", fail)
+    original = replace(server.Channel, "write_soon", write_soon)
+    serve()
+
+
+def interrupt_draw(action: str, statement: str, number: str) -> None:
+    """Do something before the n-th statement of a kind that follows the request for a draw.
+
+    action: "kill" the process; "stop" it with SIGTERM, and hold the statement until it has given
+    up on the draw; or "delete" the first win, as another program. statement: BEGIN or COMMIT.
+    """
+    is_drawing, is_served = threading.Event(), threading.Event()
+    statements = []
+
+    def draw_winners(*arguments: Any) -> Any:
+        is_drawing.set()
+        return original_draw(*arguments)
+
+    def serve_and_tell(*arguments: Any, **options: Any) -> None:
+        original_serve(*arguments, **options)
+        is_served.set()
+
+    def kill() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def stop() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        is_served.wait(30)
+
+    def delete() -> None:
+        with closing(original_connect(os.environ["RAFFLE_DATABASE"])) as other, other:
+            other.execute("DELETE FROM win WHERE position = 1")
+
+    actions = {"kill": kill, "stop": stop, "delete": delete}
+
+    def trace(sql: str) -> None:
+        if is_drawing.is_set() and sql.startswith(statement):
+            statements.append(sql)
+            if len(statements) == int(number):
+                actions[action]()
+
+    def connect(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        connection = original_connect(*arguments, **options)
+        connection.set_trace_callback(trace)
+        return connection
+
+    original_draw = replace(storage.Storage, "draw_winners", draw_winners)
+    original_serve = replace(server, "serve", serve_and_tell)
+    original_connect = replace(sqlite3, "connect", connect)
+    serve()
+
+
+def serve_whatever_fails() -> None:
+    """Serve the application as other WSGI servers do: they do not end when a commit fails."""
+    app = raffle.create_app()
+    listener = server.bind(os.environ["RAFFLE_LISTEN"])
+    server.serve(app, listener, 8, max_body=2 * raffle.MAX_BODY, is_over=lambda: False)
+    app.close()
+
+
+def fork() -> None:
+    """Open the application, ask a forked process, which prints the statuses, and then this one."""
+    from helpers import MANAGER, Client
+
+    app = raffle.create_app(manager_ips=MANAGER)
+    client = Client(app)
+    path = client.new_raffle()
+    client.participate(path, "10.1.0.1")
+
+    if os.fork() == 0:
+        answers = [client.create(status="*"), client.participate(path, "10.1.0.2", "*")]
+        answers += [client.send("GET", each) for each in ("/health", "/raffles/", path)]
+        print([answer.status_int for answer in answers], flush=True)
+        app.close()
+        os._exit(0)
+
+    os.wait()
+    client.participate(path, "10.1.0.2")
+    app.close()
+
+
+def check(*arguments: str) -> None:
+    """Check a draw as `python draw.py` does."""
+    sys.argv[1:] = arguments
+    sys.exit(draw.main())
+
+
+def serve_floor() -> None:
+    """Serve two routes that only return a ticket, for the benchmark to compare with."""
+    ticket = (
+        '{"raffle_id": "9b2f6a54-6d0c-4b7e-9a35-0c8a3c1f7d21", "ticket_number": 2, '
+        '"verification_code": "7K3M-9QXD-04TZ-WHE8-5C1N-VRP6"}\n'
+    )
+    app = bottle.Bottle()
+
+    @app.post("/ticket/")
+    def answer() -> str:
+        return ticket
+
+    @app.post("/hash/")
+    def hash_and_answer() -> str:
+        code, salt = b"7K3M9QXD04TZWHE85C1NVRP6", bytes(16)
+        hashlib.pbkdf2_hmac("sha256", code, salt, storage.ITERATIONS)
+        return ticket
+
+    listener = server.bind(os.environ["RAFFLE_LISTEN"])
+    server.serve(app, listener, 64, max_body=2 * raffle.MAX_BODY, is_over=lambda: False)
+
+
+SCENES = {
+    scene.__name__: scene
+    for scene in (
+        serve,
+        keep_little_in_the_system,
+        lose_patience,
+        open_many_files,
+        fail_to_read,
+        interrupt_draw,
+        serve_whatever_fails,
+        fork,
+        check,
+        serve_floor,
+    )
+}
+
+
+def main() -> None:
+    arguments = sys.argv[1:]
+    while arguments and "=" in arguments[0]:
+        name, _, value = arguments.pop(0).partition("=")
+        module, _, limit = name.partition(".")
+        set_limit(importlib.import_module(module), limit, json.loads(value))
+
+    scene, *arguments = arguments or ["serve"]
+    SCENES[scene](*arguments)
+
+
+if __name__ == "__main__":
+    main()
