@@ -23,8 +23,8 @@ READ_IDENTITY = (
     "SELECT application_id, user_version FROM pragma_application_id, pragma_user_version"
 )
 PRAGMAS = """
-PRAGMA journal_mode = WAL; -- readers go on while a batch is written; a copy by VACUUM INTO has another mode
-PRAGMA synchronous = FULL; -- an answered ticket survives a loss of power; NORMAL might undo the last commits
+PRAGMA journal_mode = WAL; -- readers go on while a batch is written; a copy has another mode
+PRAGMA synchronous = FULL; -- what was answered survives a loss of power; NORMAL might undo it
 PRAGMA secure_delete = ON; -- what is deleted is overwritten, not just forgotten
 PRAGMA foreign_keys = ON; -- SQLite does not enforce them by default
 PRAGMA cache_size = -131072; -- KiB: tickets land all over the file, 100 MB for a million
@@ -280,7 +280,7 @@ class Database:
         self.has_lost_commit = True
 
     def _failure(self, error: BaseException) -> BaseException:
-        """Return what an error is for callers: DatabaseUnavailable if it is the file's, else itself."""
+        """Return what callers get: DatabaseUnavailable if the error is the file's, else itself."""
         is_of_file = (
             isinstance(error, (OSError, sqlite3.OperationalError, DatabaseUnavailable))
             or type(error) is sqlite3.DatabaseError
@@ -292,7 +292,7 @@ class Database:
         return error  # a program's, for the caller to log
 
     def _begin_failing(self, error: BaseException) -> None:
-        """Log once that writes fail. Until a commit, wait for no lock: every thread would wait."""
+        """Log once that writes fail. Until a commit, no lock is waited for: all would wait."""
         if not self._is_failing:
             log.warning("Writes fail: %s", error)
         self._is_failing = True

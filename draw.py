@@ -1,13 +1,16 @@
-r"""The deck and the draw of a raffle, and a program that checks a draw. It needs Python 3.9 or newer and nothing else.
+r"""The deck and the draw of a raffle, and a program that checks a draw.
+
+It needs Python 3.9 or newer and nothing else.
 
     python3 draw.py https://host/raffles/<id>/ [--before raffle.json ...]
-    python3 draw.py raffle.json winners.json [more-winners.json ...] [--before raffle.json ...]
+    python3 draw.py raffle.json winners.json [more.json ...] [--before raffle.json ...]
 
 The first form reads from the server. The second reads answers that you saved after
-the draw: of GET /raffles/<id>/, and of .../winners/ (all pages, in order). --before
-names answers of GET /raffles/<id>/ that you saved earlier. The best are one from
-before the close, and one from between the close and the draw. The program prints
-what holds, and exits with 0 if everything does, else with 1.
+the draw: of GET /raffles/<id>/, of .../winners/ (all pages, in order) and, if winners
+were replaced, of .../replacements/. --before names answers of GET /raffles/<id>/ that
+you saved earlier. The best are one from before the close, and one from between the
+close and the draw. The program prints what holds, and exits with 0 if everything
+does, else with 1.
 
 The recipe "raffle-draw-2", for programs that check a draw by themselves. Like RFC
 3797, it fixes the algorithm and all inputs in advance, except for one input that
@@ -28,9 +31,10 @@ id, 36 characters in lower case.
 
 1. deck(k) is the number of the k-th ticket that was issued. Let side be the
    smallest even integer whose square is at least total_tickets, and x = k - 1.
-2. Let left = x div side and right = x mod side. For round 0 to 23, replace left
-   and right by right and (left + round word) mod side. Let x = left * side +
-   right. If x is not below total_tickets, repeat step 2. The number is x + 1.
+2. Let left = x div side and right = x mod side. For round 0 to 23, replace left and
+   right by right and (left + (round word mod side)) mod side; without the inner mod,
+   the sum can need 65 bits. Let x = left * side + right. If x is not below
+   total_tickets, repeat step 2. The number is x + 1.
 3. The draw is over the places 1 to issued_tickets. Cell c holds place c at first.
    Set last to issued_tickets.
 4. While a prize and a cell are left, take the next draw word. If it is not below
@@ -40,12 +44,18 @@ id, 36 characters in lower case.
    deck(k). Prizes are in the order of prizes, each repeated amount times. Move
    the place in cell last to the winning cell, decrease last by 1, and repeat
    from step 4. If there are fewer tickets than prizes, the last prizes are not won.
+6. A replacement takes the prize of a ticket that has won to another ticket: draw on
+   as in steps 4 and 5, in the order of .../replacements/. If W prizes were won, the
+   k-th replacement of the raffle goes to the place that is drawn as number W + k. It
+   is for one who holds a prize then, at first or as a replacement. .../winners/ shows
+   who holds each prize now.
 
 Also check that SHA-256(secret) is draw_commitment; that the raffle showed the same
-id, total_tickets, prizes, created_at, algorithm, randomness_source and
+id, total_tickets, prizes, created_at, closes_at, algorithm, randomness_source and
 draw_commitment from the start, and the same issued_tickets and closed_at from the
 close; that id has 36 characters and secret 32 bytes, because nothing separates them
-in the keys; and that created_at, closed_at and drawn_at are in this order.
+in the keys; that created_at, closed_at and drawn_at are in this order; and, where
+closes_at is given, that closed_at is closes_at, or earlier if all tickets were issued.
 
 Test vectors, all with the id 9b2f6a54-6d0c-4b7e-9a35-0c8a3c1f7d21 and the
 secret 00 01 02 ... 1f. Numbers of the tickets at these places:
@@ -58,10 +68,13 @@ secret 00 01 02 ... 1f. Numbers of the tickets at these places:
 Numbers that win:
 
     10 of 10 issued; 1 Bicycle, 3 Book; "lottery 2026-07-04: 7 13 21 34 42 49": 9 8 7 3
+      then the replacements: 1 10 2 4 5 6
     5 of 100 issued; 3 Pen; "round 2166": 75 1 91
+      then the replacements: 25 53
     10 of 10 issued; 4 Füße, 2 Buch 📚, 4 Füße; "round 2166": 3 7 9 5 1 6 4 10 8 2
     9002803354665472 of 9007198946437697 issued; 3 Pen; "round 2166":
       4892347116709942 1091195526445200 704771578431834
+      then the replacements: 8812633307670638 6361553416936120 5509120465410158
     9002803354665472 of 9007198946437697 issued; 3 Pen; "round 637" (one word is discarded):
       438003207210994 847299426078921 4434974052213969
 """
@@ -94,12 +107,14 @@ ROUNDS = 24
 
 MAX_ANSWER = 16 * 2**20  # bytes
 READ_TIMEOUT = 60  # seconds
+MAX_READS = 3  # of a raffle whose winners are being replaced
 # What a raffle shows from the start, and what it shows once it is closed.
 FROM_START = (
     "id",
     "total_tickets",
     "prizes",
     "created_at",
+    "closes_at",
     "algorithm",
     "randomness_source",
     "draw_commitment",
@@ -172,15 +187,16 @@ def winning_numbers(
     total_tickets: int,
     issued_tickets: int,
     amount: int,
+    first: int = 1,
 ) -> Iterator[int]:
-    """Yield the winning ticket numbers, in the order of the prizes.
+    """Yield the numbers of the tickets that are drawn, `amount` of them from the `first` on.
 
+    Those of the prizes come first, in their order, then those of replacements.
     Arguments as for `drawn_places`. total_tickets: issued_tickets to MAX_TICKETS.
-    amount: number of prizes.
     """
     deal_key = derive_deal_key(raffle_id, secret)
     places = drawn_places(raffle_id, secret, public_randomness, issued_tickets)
-    for place in itertools.islice(places, amount):
+    for place in itertools.islice(places, first - 1, first - 1 + amount):
         yield number_at(deal_key, total_tickets, place)
 
 
@@ -193,20 +209,25 @@ def amount_of_wins(prizes: list[dict[str, Any]], issued_tickets: int) -> int:
 
 
 Raffle = dict[str, Any]  # as GET /raffles/<id>/ returns it
+Item = dict[str, Any]  # of .../winners/ or .../replacements/
 Result = tuple[str, bool]  # a sentence, and whether it holds
 
 
 def check_draw(
-    raffle: Raffle, wins: Iterable[dict[str, Any]], saved: Sequence[Raffle] = ()
+    raffle: Raffle,
+    wins: Iterable[Item],
+    saved: Sequence[Raffle] = (),
+    replacements: Sequence[Item] = (),
 ) -> list[Result]:
     """Return sentences on a draw, each with whether it holds.
 
-    raffle: as it is after the draw. wins: all that .../winners/ lists. saved: what
-    /raffles/<id>/ returned before. Raises KeyError, TypeError, ValueError if these
-    are incomplete or of another form.
+    raffle: as it is after the draw. wins, replacements: all that .../winners/ and
+    .../replacements/ list. saved: what /raffles/<id>/ returned before. Raises
+    KeyError, TypeError, ValueError if these are incomplete or of another form.
     """
     _require_drawn(raffle)
-    follow = _wins_follow(raffle, wins)
+    _require_all_replacements(raffle, replacements)
+    follow = _wins_follow(raffle, wins, replacements)
     commitment = hashlib.sha256(bytes.fromhex(raffle["secret"])).hexdigest()
     times = [raffle["created_at"], raffle["closed_at"], raffle["drawn_at"]]
     results = [
@@ -215,44 +236,102 @@ def check_draw(
         ("The wins follow from the secret, the randomness and issued_tickets", follow),
         ("The raffle was created, closed and drawn in this order", times == sorted(times)),
     ]
+    if raffle["closes_at"] is not None:
+        sentence = "The raffle was closed by its last ticket or at the announced time"
+        results.append((sentence, _closed_in_time(raffle)))
     if saved:
         results.insert(0, _agrees(raffle, saved))
     return results
 
 
-def _wins_follow(raffle: Raffle, wins: Iterable[dict[str, Any]]) -> bool:
-    """Return whether the wins are those that are computed. Raises ValueError if some are missing."""
+def _closed_in_time(raffle: Raffle) -> bool:
+    if raffle["issued_tickets"] == raffle["total_tickets"]:
+        return raffle["closed_at"] <= raffle["closes_at"]
+    return raffle["closed_at"] == raffle["closes_at"]
+
+
+def _require_all_replacements(raffle: Raffle, replacements: Sequence[Item]) -> None:
+    """Raise ValueError unless the list is of the raffle's number of replacements."""
+    number = raffle["replacements"]
+    if len(replacements) < number:
+        raise ValueError(
+            f"only {len(replacements)} of {number} replacements were read: they are at "
+            f"/raffles/{raffle['id']}/replacements/, and all pages are needed"
+        )
+    if len(replacements) > number:
+        raise ValueError(
+            f"{len(replacements)} replacements were read, but the raffle had {number} when it was: "
+            "read the raffle, its winners and its replacements again"
+        )
+
+
+def _wins_follow(raffle: Raffle, wins: Iterable[Item], replacements: Sequence[Item]) -> bool:
+    """Return whether the wins are the computed ones. Raises ValueError if some are missing."""
     amount = amount_of_wins(raffle["prizes"], raffle["issued_tickets"])
-    numbers = winning_numbers(
+    numbers = [_number_and_prize(replacement)[0] for replacement in replacements]
+    computed_numbers = _computed_numbers(raffle, len(replacements), first=amount + 1)
+    replaced = _by_replaced_number(replacements)
+    is_as_computed = numbers == list(computed_numbers) and len(replaced) == len(replacements)
+    names = (prize["name"] for prize in raffle["prizes"] for _ in range(prize["amount"]))
+    computed = zip(_computed_numbers(raffle, amount), names)
+
+    listed = 0
+    followed = 0
+    for win in wins:
+        listed += 1
+        number_and_prize = _number_and_prize(win)
+        # After a difference nothing more is computed, but what is listed is still read.
+        if not is_as_computed:
+            continue
+        if listed > amount:
+            is_as_computed = False
+            continue
+
+        number, name = next(computed)
+        last_order = 0
+        while is_as_computed and number in replaced:
+            order, replacement = replaced[number]
+            # A prize goes to a ticket before it goes on, under its own name.
+            is_as_computed = order > last_order and replacement["prize"] == name
+            last_order = order
+            number = replacement["ticket_number"]
+            followed += 1
+        is_as_computed = is_as_computed and number_and_prize == (number, name)
+    if listed < amount:
+        raise ValueError(f"only {listed} of {amount} wins were read: all pages are needed")
+    # Each replacement was of one who held a prize.
+    return is_as_computed and followed == len(replacements)
+
+
+def _computed_numbers(raffle: Raffle, amount: int, first: int = 1) -> Iterator[int]:
+    return winning_numbers(
         raffle["id"],
         bytes.fromhex(raffle["secret"]),
         raffle["public_randomness"],
         raffle["total_tickets"],
         raffle["issued_tickets"],
         amount,
+        first,
     )
-    names = (prize["name"] for prize in raffle["prizes"] for _ in range(prize["amount"]))
-    computed = zip(numbers, names)
-
-    listed = 0
-    is_as_computed = True
-    for win in wins:
-        listed += 1
-        number_and_prize = _number_and_prize(win)
-        # After a difference nothing more is computed, but what is listed is still read.
-        if is_as_computed and next(computed, None) != number_and_prize:
-            is_as_computed = False
-    if listed < amount:
-        raise ValueError(f"only {listed} of {amount} wins were read: all pages are needed")
-    return is_as_computed
 
 
-def _number_and_prize(win: dict[str, Any]) -> tuple[int, str]:
+def _by_replaced_number(replacements: Sequence[Item]) -> dict[int, tuple[int, Item]]:
+    """Return the replacements, each with its order from 1 on, by the number that was replaced."""
+    replaced = {}
+    for order, replacement in enumerate(replacements, 1):
+        number = replacement["replaced_ticket_number"]
+        if type(number) is not int:
+            raise ValueError("a replacement is not of the form {..., replaced_ticket_number}")
+        replaced[number] = (order, replacement)
+    return replaced
+
+
+def _number_and_prize(win: Item) -> tuple[int, str]:
     number = win["ticket_number"]
     prize = win["prize"]
     # Python takes True and 1.0 for 1.
     if type(number) is not int or not isinstance(prize, str):
-        raise ValueError("a win is not of the form {ticket_number, prize}")
+        raise ValueError("a win or replacement is not of the form {ticket_number, prize}")
     return number, prize
 
 
@@ -274,8 +353,9 @@ def _differing_members(raffle: Raffle, earlier: Raffle) -> list[str]:
         members.append("public_randomness")
 
     different = [name for name in members if earlier[name] != raffle[name]]
-    if earlier["issued_tickets"] > raffle["issued_tickets"]:
-        different.append("issued_tickets")
+    for name in ("issued_tickets", "replacements"):
+        if earlier[name] > raffle[name] and name not in different:
+            different.append(name)
     return different
 
 
@@ -294,6 +374,8 @@ def _require_drawn(raffle: Raffle) -> None:
         "drawn_at": time_form,
         "public_randomness": RANDOMNESS_FORM,
     }
+    if raffle["closes_at"] is not None:
+        forms["closes_at"] = time_form
     for name, form in forms.items():
         if not re.fullmatch(form, raffle[name]):
             raise ValueError(f"{name} is malformed")
@@ -314,6 +396,8 @@ def _require_drawn(raffle: Raffle) -> None:
         raise ValueError("total_tickets or prizes are out of range")
     if type(issued_tickets) is not int or not 0 <= issued_tickets <= total_tickets:
         raise ValueError("issued_tickets is malformed")
+    if type(raffle["replacements"]) is not int or raffle["replacements"] < 0:
+        raise ValueError("replacements is malformed")
 
 
 # The program
@@ -329,12 +413,9 @@ def main() -> int:
     try:
         saved = [_load(file, dict) for file in arguments.before]
         if address:
-            raffle, wins = _read_from_server(address)
+            raffle, results = _check_on_server(address, saved)
         else:
-            raffle = _load(arguments.raffle, dict)
-            pages = (_load(file, list) for file in arguments.winners)
-            wins = itertools.chain.from_iterable(pages)
-        results = check_draw(raffle, wins, saved)
+            raffle, results = _check_files(arguments.raffle, arguments.lists, saved)
     except Exception as error:  # there is no end to what a server may send
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         # In ASCII, because it could hold commands to a terminal.
@@ -353,7 +434,12 @@ def _parse_arguments() -> tuple[argparse.Namespace, re.Match[str] | None]:
     parser.add_argument(
         "raffle", help="address of the raffle, or file with the raffle after the draw"
     )
-    parser.add_argument("winners", nargs="*", help="files with all pages of wins, in order")
+    parser.add_argument(
+        "lists",
+        nargs="*",
+        metavar="winners",
+        help="files with all pages of wins, in order, and of replacements, if there are any",
+    )
     parser.add_argument(
         "--before",
         nargs="+",
@@ -364,7 +450,7 @@ def _parse_arguments() -> tuple[argparse.Namespace, re.Match[str] | None]:
     )
     arguments = parser.parse_args()
     address = re.match("(?i)https?://[^?#]*/raffles/([^/?#]+)", arguments.raffle)
-    if bool(arguments.winners) == bool(address):
+    if bool(arguments.lists) == bool(address):
         parser.error(
             "expected an address such as https://host/raffles/<id>/, or files with the raffle "
             "and the wins"
@@ -390,6 +476,11 @@ def _print_remarks(raffle: Raffle, saved: Sequence[Raffle]) -> None:
             "this commitment:"
         )
         print(f"  {raffle['draw_commitment']}")
+    if raffle["replacements"]:
+        print(
+            "- that a winner who was replaced could not be found, declined or may not win: whom to "
+            "replace, and in which order, was the manager's decision"
+        )
     if not any(earlier["closed_at"] for earlier in early):
         print(f"- that issued_tickets was {raffle['issued_tickets']} when the raffle was closed")
 
@@ -417,16 +508,57 @@ def _print_remarks(raffle: Raffle, saved: Sequence[Raffle]) -> None:
         print(f"  announced: {source}")
 
 
-def _read_from_server(address: re.Match[str]) -> tuple[Raffle, Iterator[dict[str, Any]]]:
-    """Return the raffle at an address, and its wins as they are read. Raises ValueError."""
+def _check_files(
+    file: str, lists: list[str], saved: Sequence[Raffle]
+) -> tuple[Raffle, list[Result]]:
+    """Return the raffle in a file, and what holds of it and of lists in other files."""
+    raffle = _load(file, dict)
+    wins = []
+    replacements = []
+    for name in lists:
+        items = _load(name, list)
+        if items and "replaced_ticket_number" in items[0]:
+            replacements += items
+        else:
+            wins += items
+    return raffle, check_draw(raffle, wins, saved, replacements)
+
+
+def _check_on_server(
+    address: re.Match[str], saved: Sequence[Raffle]
+) -> tuple[Raffle, list[Result]]:
+    """Return the raffle at an address, and what holds of it and of its lists. Raises ValueError.
+
+    If a winner is replaced meanwhile, all is read again.
+    """
+    raffle = _fetch_raffle(address)
+    for _ in range(MAX_READS):
+        _require_drawn(raffle)
+        amount = amount_of_wins(raffle["prizes"], raffle["issued_tickets"])
+        replacements: list[Item] = []
+        if raffle["replacements"]:
+            url = f"{address[0]}/replacements/"
+            replacements = list(_fetch_items(url, raffle["replacements"] + 1))
+        wins = _fetch_items(f"{address[0]}/winners/", amount)
+
+        if len(replacements) == raffle["replacements"]:
+            results = check_draw(raffle, wins, saved, replacements)
+            again = _fetch_raffle(address)
+            if again["replacements"] == raffle["replacements"]:
+                return raffle, results
+        raffle = _fetch_raffle(address)
+    raise ValueError("winners are being replaced: try again later")
+
+
+def _fetch_raffle(address: re.Match[str]) -> Raffle:
+    """Return the raffle at an address. Raises ValueError."""
     raffle, _ = _fetch(f"{address[0]}/", dict)
     if raffle["id"] != address[1].lower():
         raise ValueError("the address returns another raffle")
-    amount = amount_of_wins(raffle["prizes"], raffle["issued_tickets"])
-    return raffle, _fetch_items(f"{address[0]}/winners/", amount)
+    return raffle
 
 
-def _fetch_items(url: str, amount: int) -> Iterator[dict[str, Any]]:
+def _fetch_items(url: str, amount: int) -> Iterator[Item]:
     """Yield the items of all pages, but read no more pages than there are items."""
     next_url: str | None = url
     for _ in range(max(1, amount)):

@@ -16,6 +16,7 @@ import re
 import sys
 import weakref
 from collections.abc import Iterable
+from datetime import datetime
 from typing import Any, Callable
 
 from bottle import Bottle, HTTPError, request, response
@@ -42,6 +43,16 @@ ERRORS = {
     client.UnknownAddress: (400, "The client's address cannot be determined", None),
     client.NotAManager: (403, "{}", "not-a-manager"),
     storage.RaffleNotFound: (404, "There is no raffle with this id", "no-such-raffle"),
+    storage.ClosingTimeOutOfRange: (
+        400,
+        f"closes_at must be later than {{}}, and at most {storage.MAX_DAYS_OPEN} days later",
+        None,
+    ),
+    storage.HasParticipants: (
+        403,
+        "Tickets of the raffle have been issued, so it cannot be deleted",
+        "has-participants",
+    ),
     storage.TicketsNoLongerAvailable: (
         410,
         "Tickets to this raffle are no longer available",
@@ -53,6 +64,7 @@ ERRORS = {
         "already-participated",
     ),
     storage.RaffleAlreadyClosed: (403, "The raffle has already been closed", "already-closed"),
+    storage.ClosesByItself: (403, "The raffle closes by itself at {}", "closes-by-itself"),
     storage.WinnersAlreadyDrawn: (
         403,
         "Winners for the raffle have already been drawn",
@@ -71,6 +83,17 @@ ERRORS = {
     storage.WinnersNotDrawn: (400, "Winners for the raffle have not been drawn yet", "not-drawn"),
     storage.InvalidVerificationCode: (400, "Invalid verification code", "invalid-code"),
     storage.TicketHasNotWon: (403, "This ticket has not won a prize", "no-prize"),
+    storage.TicketHasOtherPrize: (403, "This ticket has won another prize: {}", "no-prize"),
+    storage.TicketReplaced: (
+        403,
+        "The prize of this ticket went to ticket {} at {}",
+        "no-prize",
+    ),
+    storage.NoTicketsLeftToDraw: (
+        403,
+        "Every ticket of the raffle has been drawn",
+        "no-tickets-left-to-draw",
+    ),
     storage.PrizeAlreadyRedeemed: (
         403,
         "The prize of this ticket was already redeemed at {}",
@@ -341,6 +364,23 @@ def require_name(value: Any, member: str) -> str:
     return value
 
 
+def require_time(value: Any, member: str) -> str:
+    """Return the value of `member`, a time in the form of all times here. Raises Refused 400.
+
+    Zeros after the point, as JavaScript's toISOString writes them, are left out.
+    """
+    is_time = isinstance(value, str) and re.fullmatch(
+        r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.0+)?Z", value
+    )
+    text = f"{value[:19]}Z" if is_time else ""
+    try:
+        datetime.strptime(text, storage.TIME_FORMAT)
+    except ValueError:
+        expected = "a time in UTC such as 2026-12-24T18:00:00Z"
+        require(False, member, expected, value, "a string")
+    return text
+
+
 def require_source(value: Any, member: str) -> str:
     """Return the value of `member`, text that people can read and copy. Raises Refused 400."""
     is_text = isinstance(value, str) and value.isprintable() and value == value.strip()
@@ -421,6 +461,24 @@ def read_ticket() -> tuple[int, str]:
     return number, code
 
 
+def read_replacement() -> tuple[int, str, str]:
+    """Return ticket number, prize and reason of the request's body.
+
+    A replacement cannot be undone, so one that may have been meant otherwise is
+    refused. Raises Refused 411, 415, 413, 400.
+    """
+    body = read_object(MAX_TICKET_BODY)
+    number = require_integer(body.pop("ticket_number", None), "ticket_number")
+    prize = require_name(body.pop("prize", None), "prize")
+    reason: Any = body.pop("reason", None)
+    expected = f"one of {', '.join(storage.REASONS)}"
+    require(reason in storage.REASONS, "reason", expected, reason, "a string")
+    for name in body:
+        members = "ticket_number, prize and reason"
+        raise Refused(400, f"The only members of the body must be {members}, not {name[:100]!r}")
+    return number, prize, reason
+
+
 def read_randomness() -> str | None:
     """Return the public randomness of the request's body, or None.
 
@@ -498,11 +556,16 @@ def problem(error: HTTPError) -> str:
 
 
 def send_json(value: Any, content_type: str = "application/json") -> str:
-    """Set the headers of every response; return `value` as JSON that ends a line, for terminals."""
+    """Set the headers of every response; return `value` as JSON that ends a line, for terminals.
+
+    None has no body.
+    """
     response.content_type = content_type
     response.set_header("X-Content-Type-Options", "nosniff")
     # Nearly everything changes with the next ticket, and a ticket is for its holder only.
     response.set_header("Cache-Control", "no-store")
+    if value is None:
+        return ""
     return json.dumps(value, ensure_ascii=False) + "\n"
 
 
@@ -536,11 +599,14 @@ def create_raffle() -> dict[str, Any]:
     name = require_name(body.get("name"), "name")
     total_tickets = require_integer(body.get("total_tickets"), "total_tickets")
     prizes = require_prizes(body.get("prizes"), total_tickets)
+    closes_at = body.get("closes_at")
+    if closes_at is not None:
+        closes_at = require_time(closes_at, "closes_at")
     source = body.get("randomness_source")
     if source is not None:
         require_source(source, "randomness_source")
 
-    raffle = request.app.storage.create_raffle(name, total_tickets, prizes, source)
+    raffle = request.app.storage.create_raffle(name, total_tickets, prizes, closes_at, source)
     log.info("Raffle %s created by %s", raffle["id"], manager)
     response.status = 201
     response.set_header("Location", f"/raffles/{raffle['id']}/")
@@ -556,6 +622,14 @@ def list_raffles() -> list[dict[str, Any]]:
 @routes.get("/raffles/<raffle_id>/")
 def show_raffle(raffle_id: str) -> dict[str, Any]:
     return request.app.storage.get_raffle(raffle_id)
+
+
+@routes.delete("/raffles/<raffle_id>/")
+def delete_raffle(raffle_id: str) -> None:
+    manager = require_manager()
+    request.app.storage.delete_raffle(raffle_id)
+    log.info("Raffle %s deleted by %s", raffle_id, manager)
+    response.status = 204
 
 
 @routes.post("/raffles/<raffle_id>/participate/")
@@ -604,6 +678,30 @@ def redeem_prize(raffle_id: str) -> dict[str, Any]:
     log.info("The prize of ticket %d of raffle %s redeemed by %s", number, raffle_id, manager)
     response.status = 201
     return redemption
+
+
+@routes.post("/raffles/<raffle_id>/replacements/")
+def replace_winner(raffle_id: str) -> dict[str, Any]:
+    manager = require_manager()
+    number, prize, reason = read_replacement()
+    replacement = request.app.storage.replace_winner(raffle_id, number, prize, reason)
+    log.info(
+        "Ticket %d of raffle %s replaced by ticket %d (%s) by %s",
+        number,
+        raffle_id,
+        replacement["ticket_number"],
+        reason,
+        manager,
+    )
+    response.status = 201
+    return replacement
+
+
+@routes.get("/raffles/<raffle_id>/replacements/")
+def list_replacements(raffle_id: str) -> list[dict[str, Any]]:
+    request.app.storage.require_raffle(raffle_id)
+    limit, after = read_page(storage.MAX_REPLACEMENTS_PER_PAGE)
+    return with_next_link(request.app.storage.list_replacements(raffle_id, limit, after))
 
 
 # The application

@@ -8,8 +8,9 @@ PRAGMA application_id = 0x5261666C; -- "Rafl"
 PRAGMA user_version = 6;
 
 CREATE TABLE IF NOT EXISTS raffle (
-    -- Counts up with every raffle: short to refer to, and the key that pages are read by.
-    sequence INTEGER PRIMARY KEY,
+    -- Counts up with every raffle: short to refer to, and the key that pages are read by. One that
+    -- was deleted leaves a gap, because a page may begin there.
+    sequence INTEGER PRIMARY KEY AUTOINCREMENT,
     id TEXT NOT NULL UNIQUE,
     name TEXT NOT NULL,
     total_tickets INTEGER NOT NULL CHECK (total_tickets BETWEEN 1 AND 9007199254740991),
@@ -24,9 +25,15 @@ CREATE TABLE IF NOT EXISTS raffle (
     -- Participants' addresses are hashed with it. Deleted by the draw: from then on the hashes say nothing.
     address_key BLOB CHECK (length(address_key) = 32),
     created_at TEXT NOT NULL,
+    -- When the raffle closes by itself, fixed from the start. strftime because times are compared
+    -- as text.
+    closes_at TEXT
+        CHECK (closes_at > created_at)
+        CHECK (closes_at <= strftime('%Y-%m-%dT%H:%M:%SZ', created_at, '+366 days')),
     -- A full raffle is closed.
     closed_at TEXT
         CHECK (closed_at >= created_at)
+        CHECK (closed_at <= closes_at)
         CHECK (closed_at IS NOT NULL OR issued_tickets < total_tickets),
     -- Decides the draw. Unknown to everyone before the close.
     public_randomness TEXT CHECK (public_randomness IS NULL OR closed_at IS NOT NULL),
@@ -36,6 +43,9 @@ CREATE TABLE IF NOT EXISTS raffle (
         CHECK (drawn_at IS NULL OR public_randomness IS NOT NULL),
     CHECK ((drawn_at IS NULL) = (address_key IS NOT NULL))
 ) STRICT;
+
+-- Finds the raffles that are due.
+CREATE INDEX IF NOT EXISTS raffle_due ON raffle (closes_at) WHERE closed_at IS NULL;
 
 CREATE TABLE IF NOT EXISTS prize (
     raffle INTEGER NOT NULL REFERENCES raffle,
@@ -65,7 +75,8 @@ CREATE TABLE IF NOT EXISTS win (
     raffle INTEGER NOT NULL,
     -- 1, 2, 3... through all prizes in their order.
     position INTEGER NOT NULL CHECK (position >= 1),
-    -- No reference: the draw takes its numbers from the deck, and looking each up doubles its time.
+    -- Who holds the prize now. No reference: the draw takes its numbers from the deck, and looking
+    -- each up doubles its time.
     ticket_number INTEGER NOT NULL CHECK (ticket_number >= 1),
     prize_position INTEGER NOT NULL,
     redeemed_at TEXT,
@@ -73,6 +84,26 @@ CREATE TABLE IF NOT EXISTS win (
     -- One prize per ticket; verification looks a ticket up by it.
     UNIQUE (raffle, ticket_number),
     FOREIGN KEY (raffle, prize_position) REFERENCES prize (raffle, position)
+) STRICT, WITHOUT ROWID;
+
+-- Every change of a win, in order.
+CREATE TABLE IF NOT EXISTS replacement (
+    raffle INTEGER NOT NULL,
+    -- 1, 2, 3...: so the last one is their number.
+    sequence INTEGER NOT NULL CHECK (sequence >= 1),
+    -- Of the win.
+    position INTEGER NOT NULL,
+    replaced_ticket_number INTEGER NOT NULL,
+    ticket_number INTEGER NOT NULL CHECK (ticket_number <> replaced_ticket_number),
+    -- No free text, because everyone can read it for good.
+    reason TEXT NOT NULL CHECK (reason IN ('unclaimed', 'declined', 'ineligible')),
+    replaced_at TEXT NOT NULL,
+    PRIMARY KEY (raffle, sequence),
+    -- Who was replaced never wins again; verification looks a ticket up by it.
+    UNIQUE (raffle, replaced_ticket_number),
+    -- Nobody is drawn twice.
+    UNIQUE (raffle, ticket_number),
+    FOREIGN KEY (raffle, position) REFERENCES win (raffle, position)
 ) STRICT, WITHOUT ROWID;
 
 COMMIT;

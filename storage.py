@@ -19,7 +19,7 @@ import threading
 import unicodedata
 import uuid
 from collections.abc import Iterator
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import Any, Callable, NamedTuple
 
 import draw
@@ -29,6 +29,10 @@ MAX_TICKETS = draw.MAX_TICKETS
 MAX_RANDOMNESS = draw.MAX_RANDOMNESS  # characters
 MAX_RAFFLES_PER_PAGE = 1_000
 MAX_WINS_PER_PAGE = 10_000
+MAX_REPLACEMENTS_PER_PAGE = 10_000
+MAX_DAYS_OPEN = 366
+REASONS = ("unclaimed", "declined", "ineligible")  # to replace a winner
+TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 WINS_PER_COMMIT = 5_000  # about 25 ms, during which others wait
 
 Execute = Callable[..., Any]  # Database.read, or execute() of a connection
@@ -46,8 +50,20 @@ class HasParticipated(Exception):
     """The participant holds a ticket of the raffle."""
 
 
+class ClosingTimeOutOfRange(Exception):
+    """closes_at is not later than the time of creation, the argument, or too much later."""
+
+
+class ClosesByItself(Exception):
+    """The raffle is not closed by hand; the argument says when it closes."""
+
+
+class HasParticipants(Exception):
+    """A raffle is deleted only before its first ticket is issued."""
+
+
 class RaffleAlreadyClosed(Exception):
-    """The raffle has been closed, or has closed by itself with its last ticket."""
+    """The raffle has been closed, by hand, by its last ticket or by the clock."""
 
 
 class WinnersAlreadyDrawn(Exception):
@@ -74,6 +90,18 @@ class TicketHasNotWon(Exception):
     """The ticket has won no prize that could be redeemed."""
 
 
+class TicketHasOtherPrize(Exception):
+    """The ticket has won another prize than was named; the argument is its name."""
+
+
+class TicketReplaced(Exception):
+    """The prize of the ticket went to another; the arguments are that ticket's number and when."""
+
+
+class NoTicketsLeftToDraw(Exception):
+    """Every issued ticket has been drawn."""
+
+
 class PrizeAlreadyRedeemed(Exception):
     """The prize of the ticket has been redeemed; the argument says when."""
 
@@ -91,7 +119,19 @@ class NewRaffle(NamedTuple):
     name: str
     total_tickets: int
     prizes: list[dict[str, Any]]
+    closes_at: str | None
     randomness_source: str | None
+
+
+class NewReplacement(NamedTuple):
+    """A winner to replace. prize: its name. number_of_replacements: those before this one."""
+
+    raffle_id: str
+    replaced_ticket_number: int
+    prize: str
+    reason: str
+    ticket_number: int
+    number_of_replacements: int
 
 
 class TicketRequest(NamedTuple):
@@ -138,15 +178,18 @@ class Storage:
         name: str,
         total_tickets: int,
         prizes: list[dict[str, Any]],
+        closes_at: str | None = None,
         randomness_source: str | None = None,
     ) -> dict[str, Any]:
         """Create a raffle and return it as `get_raffle` does.
 
         total_tickets: 1 to MAX_TICKETS. prizes: non-empty list of {"name", "amount"},
-        amounts of 1 or more, together at most total_tickets. randomness_source: text
-        that says which public randomness the draw will use, or None.
+        amounts of 1 or more, together at most total_tickets. closes_at: when the
+        raffle closes by itself, as `now` writes times, up to MAX_DAYS_OPEN ahead, or
+        None. randomness_source: text that says which public randomness the draw will
+        use, or None. Raises ClosingTimeOutOfRange.
         """
-        request = NewRaffle(name, total_tickets, prizes, randomness_source)
+        request = NewRaffle(name, total_tickets, prizes, closes_at, randomness_source)
         return self._database.write(_insert_raffles, None, request)
 
     def list_raffles(self, limit: int, before: int | None = None) -> Page:
@@ -154,18 +197,41 @@ class Storage:
 
         limit: 1 to MAX_RAFFLES_PER_PAGE. before: the cursor of this page.
         """
-        rows = _select_raffles(
+        rows = self._read_raffles(before or 2**63 - 1, limit + 1)
+        instant = now()
+        if any(_is_due(row, instant) for row in rows):
+            self._close_due_raffles()
+            rows = self._read_raffles(before or 2**63 - 1, limit + 1)
+        raffles = [_public_members(row) for row in rows[:limit]]
+        next_cursor = rows[limit - 1]["sequence"] if len(rows) > limit else None
+        return Page(raffles, next_cursor)
+
+    def _read_raffles(self, before: int, limit: int) -> list[sqlite3.Row]:
+        return _select_raffles(
             self._database.read,
             """
             WHERE sequence < ?
             ORDER BY sequence DESC
             LIMIT ?
             """,
-            (before or 2**63 - 1, limit + 1),
+            (before, limit),
         )
-        raffles = [_public_members(row) for row in rows[:limit]]
-        next_cursor = rows[limit - 1]["sequence"] if len(rows) > limit else None
-        return Page(raffles, next_cursor)
+
+    def _read_raffle(self, raffle_id: str) -> sqlite3.Row:
+        """Return the row of a raffle, which is closed if it is due. Raises RaffleNotFound."""
+        raffle = _find_raffle(self._database.read, raffle_id)
+        if _is_due(raffle, now()):
+            self._close_due_raffles()
+            raffle = _find_raffle(self._database.read, raffle_id)
+        return raffle
+
+    def _close_due_raffles(self) -> None:
+        """Store that the raffles are closed whose time has come.
+
+        Whoever finds one due does so before showing it: a batch that issues its last
+        tickets may still be on its way, and they count.
+        """
+        self._database.write(_close_due_raffles, None)
 
     def require_raffle(self, raffle_id: str) -> None:
         """Raise RaffleNotFound unless there is a raffle with this id."""
@@ -173,8 +239,13 @@ class Storage:
 
     def get_raffle(self, raffle_id: str) -> dict[str, Any]:
         """Return a raffle as a dict, its prizes in the manager's order. Raises RaffleNotFound."""
-        raffle = _find_raffle(self._database.read, raffle_id)
+        raffle = self._read_raffle(raffle_id)
         return _public_members(raffle, _read_prizes(self._database.read, raffle))
+
+    def delete_raffle(self, raffle_id: str) -> None:
+        """Delete a raffle that has no tickets. Raises RaffleNotFound, HasParticipants."""
+        self._database.write(_delete_raffles, None, raffle_id)
+        self._open_raffles.discard(raffle_id)
 
     def issue_ticket(
         self, raffle_id: str, participant: bytes, idempotency_key: str | None = None
@@ -228,7 +299,7 @@ class Storage:
         """
         if raffle_id in self._open_raffles:
             return
-        if _find_raffle(self._database.read, raffle_id)["closed_at"]:
+        if self._read_raffle(raffle_id)["closed_at"]:
             raise TicketsNoLongerAvailable
         self._open_raffles.add(raffle_id)
 
@@ -259,9 +330,11 @@ class Storage:
     def close_raffle(self, raffle_id: str) -> dict[str, Any]:
         """Withdraw the tickets that are left, and return the raffle.
 
-        Raises RaffleNotFound, RaffleAlreadyClosed.
+        Raises RaffleNotFound, RaffleAlreadyClosed, ClosesByItself.
         """
-        raffle = _find_raffle(self._database.read, raffle_id)
+        raffle = self._read_raffle(raffle_id)
+        if raffle["closes_at"] and not raffle["closed_at"]:
+            raise ClosesByItself(raffle["closes_at"])
         prizes = _read_prizes(self._database.read, raffle)
         closed = _first(
             self._database.execute(
@@ -288,7 +361,7 @@ class Storage:
         it is refused. Raises RaffleNotFound, WinnersAlreadyDrawn,
         TicketsStillAvailable, RandomnessRequired.
         """
-        raffle = _find_raffle(self._database.read, raffle_id)
+        raffle = self._read_raffle(raffle_id)
         if raffle["drawn_at"]:
             raise WinnersAlreadyDrawn
         if not raffle["closed_at"]:
@@ -331,9 +404,13 @@ class Storage:
         prizes = _read_prizes(self._database.read, raffle)
         amount = draw.amount_of_wins(prizes, raffle["issued_tickets"])
         # Computed here, outside the writing thread, so that nobody waits for it.
-        wins = _compute_wins(raffle, prizes, amount)
+        places = itertools.islice(_drawn_places(raffle), amount)
+        prize_positions = _prize_positions(prizes)
         for first in range(1, amount + 1, WINS_PER_COMMIT):
-            self._store_wins(sequence, first, list(itertools.islice(wins, WINS_PER_COMMIT)))
+            chunk = list(itertools.islice(zip(places, prize_positions), WINS_PER_COMMIT))
+            # A draw that was cut off goes on where it was.
+            if self._count_wins(sequence, first, len(chunk)) < len(chunk):
+                self._store_wins(raffle, first, chunk)
 
         # Read before the commit: what is stored must not be answered as a failure.
         page = _read_wins(self._database.read, sequence, MAX_WINS_PER_PAGE)
@@ -341,20 +418,39 @@ class Storage:
             """
             UPDATE raffle
             SET drawn_at = coalesce(drawn_at, max(closed_at, ?)), address_key = NULL
-            WHERE sequence = ? AND (SELECT count(*) FROM win WHERE raffle = sequence) = ?
+            WHERE id = ? AND (SELECT count(*) FROM win WHERE raffle = sequence) = ?
             RETURNING id
             """,
-            (now(), sequence, amount),
+            (now(), raffle["id"], amount),
         )
         if not drawn:
+            self.require_raffle(raffle["id"])
             raise RuntimeError(f"Raffle {raffle['id']} does not have {amount} wins")
         return page
 
-    def _store_wins(self, sequence: int, first: int, wins: list[tuple[int, int]]) -> None:
+    def _count_wins(self, sequence: int, first: int, amount: int) -> int:
+        """Return how many wins are stored of so many from the position `first` on."""
+        [(count,)] = self._database.read(
+            """
+            SELECT count(*)
+            FROM win
+            WHERE raffle = ? AND position BETWEEN ? AND ?
+            """,
+            (sequence, first, first + amount - 1),
+        )
+        return count
+
+    def _store_wins(self, raffle: sqlite3.Row, first: int, wins: list[tuple[int, int]]) -> None:
         """Store wins from the position `first` on, except for those that are stored.
 
-        wins: number of the ticket, and position of the prize.
+        wins: place of the ticket, and position of the prize.
         """
+        deal_key = draw.derive_deal_key(raffle["id"], raffle["secret"])
+        numbered = [
+            (draw.number_at(deal_key, raffle["total_tickets"], place), prize_position)
+            for place, prize_position in wins
+        ]
+        sequence = raffle["sequence"]
         # As JSON in one statement: under load, plain rows take half as long again.
         self._database.execute(
             """
@@ -363,7 +459,7 @@ class Storage:
             FROM json_each(?)
             WHERE NOT EXISTS (SELECT 1 FROM win WHERE raffle = ? AND position = ? + key)
             """,
-            (sequence, first, json.dumps(wins), sequence, first),
+            (sequence, first, json.dumps(numbered), sequence, first),
         )
 
     def list_winners(self, raffle_id: str, limit: int, after: int | None = None) -> Page:
@@ -372,7 +468,7 @@ class Storage:
         limit: 1 to MAX_WINS_PER_PAGE. after: the cursor of this page. Raises
         RaffleNotFound.
         """
-        raffle = _find_raffle(self._database.read, raffle_id)
+        raffle = self._read_raffle(raffle_id)
         if not raffle["drawn_at"]:
             return Page([], None)
         return _read_wins(self._database.read, raffle["sequence"], limit, after or 0)
@@ -380,25 +476,41 @@ class Storage:
     def verify_ticket(
         self, raffle_id: str, ticket_number: int, verification_code: str
     ) -> dict[str, Any]:
-        """Return as a dict whether the ticket has won, its prize, and when that was redeemed.
+        """Return as a dict whether the ticket has won, its prize, when redeemed, when replaced.
 
         ticket_number: 1 to MAX_TICKETS. verification_code: as `issue_ticket`
         returned it, or as people type, paste and scan it. Raises RaffleNotFound,
         WinnersNotDrawn, InvalidVerificationCode.
         """
-        raffle = _find_raffle(self._database.read, raffle_id)
+        ticket = self._find_verified_ticket(raffle_id, ticket_number, verification_code)
+        return {
+            "has_won": ticket["prize"] is not None,
+            "prize": ticket["prize"],
+            "redeemed_at": ticket["redeemed_at"],
+            "replaced_at": ticket["replaced_at"],
+        }
+
+    def _find_verified_ticket(
+        self, raffle_id: str, ticket_number: int, verification_code: str
+    ) -> sqlite3.Row:
+        """Return the ticket, its win and its replacement. Raises as `verify_ticket`."""
+        raffle = self._read_raffle(raffle_id)
         if not raffle["drawn_at"]:
             raise WinnersNotDrawn
         ticket = _first(
             self._database.read(
                 """
                 SELECT ticket.salt, ticket.iterations, ticket.code_hash,
-                    prize.name AS prize, win.redeemed_at
+                    prize.name AS prize, win.redeemed_at,
+                    replacement.ticket_number AS replaced_by, replacement.replaced_at
                 FROM ticket
                 LEFT JOIN win
                     ON win.raffle = ticket.raffle AND win.ticket_number = ticket.number
                 LEFT JOIN prize
                     ON prize.raffle = win.raffle AND prize.position = win.prize_position
+                LEFT JOIN replacement
+                    ON replacement.raffle = ticket.raffle
+                    AND replacement.replaced_ticket_number = ticket.number
                 WHERE ticket.raffle = ? AND ticket.number = ?
                 """,
                 (raffle["sequence"], ticket_number),
@@ -406,11 +518,7 @@ class Storage:
         )
         if ticket is None or not _is_code_of(ticket, verification_code):
             raise InvalidVerificationCode
-        return {
-            "has_won": ticket["prize"] is not None,
-            "prize": ticket["prize"],
-            "redeemed_at": ticket["redeemed_at"],
-        }
+        return ticket
 
     def redeem_prize(
         self, raffle_id: str, ticket_number: int, verification_code: str
@@ -418,11 +526,10 @@ class Storage:
         """Record that the prize of a ticket is handed out, once; return ticket, prize and time.
 
         Arguments as for `verify_ticket`. Raises what that raises, TicketHasNotWon,
-        PrizeAlreadyRedeemed.
+        TicketReplaced, PrizeAlreadyRedeemed.
         """
-        verdict = self.verify_ticket(raffle_id, ticket_number, verification_code)
-        if not verdict["has_won"]:
-            raise TicketHasNotWon
+        ticket = self._find_verified_ticket(raffle_id, ticket_number, verification_code)
+        _require_redeemable(ticket)
         redeemed_at = now()
         redeemed = self._database.execute(
             """
@@ -436,13 +543,67 @@ class Storage:
             (redeemed_at, raffle_id, ticket_number),
         )
         if not redeemed:
-            verdict = self.verify_ticket(raffle_id, ticket_number, verification_code)
-            raise PrizeAlreadyRedeemed(verdict["redeemed_at"])
+            # Somebody else was faster: they have redeemed it, or replaced the winner.
+            _require_redeemable(
+                self._find_verified_ticket(raffle_id, ticket_number, verification_code)
+            )
+            raise RuntimeError(f"Ticket {ticket_number} of raffle {raffle_id} cannot be redeemed")
         return {
             "ticket_number": ticket_number,
-            "prize": verdict["prize"],
+            "prize": ticket["prize"],
             "redeemed_at": redeemed_at,
         }
+
+    def replace_winner(
+        self, raffle_id: str, ticket_number: int, prize: str, reason: str
+    ) -> dict[str, Any]:
+        """Give the prize of a ticket to the next ticket of the draw; return the replacement.
+
+        ticket_number: of the winner who is replaced. prize: the name of what it has
+        won, so that a mistyped number does nothing. reason: one of REASONS. Raises
+        RaffleNotFound, WinnersNotDrawn, TicketHasNotWon, TicketHasOtherPrize,
+        TicketReplaced, PrizeAlreadyRedeemed, NoTicketsLeftToDraw.
+        """
+        # One at a time in this process: for a million wins, each takes a second.
+        with self._draw_lock:
+            replacement = None
+            while replacement is None:
+                raffle = self._read_raffle(raffle_id)
+                prizes = _require_replaceable(self._database.read, raffle, ticket_number, prize)
+                number = _number_of_replacement(raffle, prizes)
+                # Returns None if another process has made one meanwhile.
+                replacement = self._database.write(
+                    _insert_replacements,
+                    None,
+                    NewReplacement(
+                        raffle_id, ticket_number, prize, reason, number, raffle["replacements"]
+                    ),
+                )
+        return replacement
+
+    def list_replacements(self, raffle_id: str, limit: int, after: int | None = None) -> Page:
+        """Return a page of replacements, oldest first.
+
+        limit: 1 to MAX_REPLACEMENTS_PER_PAGE. after: the cursor of this page. Raises
+        RaffleNotFound.
+        """
+        raffle = self._read_raffle(raffle_id)
+        rows = self._database.read(
+            """
+            SELECT replacement.sequence, replacement.ticket_number, prize.name AS prize,
+                replacement.replaced_ticket_number, replacement.reason, replacement.replaced_at
+            FROM replacement
+            JOIN win ON win.raffle = replacement.raffle AND win.position = replacement.position
+            JOIN prize ON prize.raffle = win.raffle AND prize.position = win.prize_position
+            WHERE replacement.raffle = ? AND replacement.sequence > ?
+            ORDER BY replacement.sequence
+            LIMIT ?
+            """,
+            (raffle["sequence"], after or 0, limit + 1),
+        )
+        replacements = [_replacement_members(row) for row in rows[:limit]]
+        next_cursor = rows[limit - 1]["sequence"] if len(rows) > limit else None
+        return Page(replacements, next_cursor)
 
 
 # Reading
@@ -457,7 +618,16 @@ def _select_raffles(execute: Execute, clauses: str, values: tuple[Any, ...]) -> 
     rows = execute(
         f"""
         SELECT sequence, id, name, total_tickets, issued_tickets, randomness_source, secret,
-            draw_commitment, address_key, created_at, closed_at, public_randomness, drawn_at
+            draw_commitment, address_key, created_at, closes_at, closed_at, public_randomness,
+            drawn_at,
+            coalesce(
+                (
+                    SELECT max(replacement.sequence)
+                    FROM replacement
+                    WHERE replacement.raffle = raffle.sequence
+                ),
+                0
+            ) AS replacements
         FROM raffle
         {clauses}
         """,
@@ -474,6 +644,15 @@ def _find_raffle(execute: Execute, raffle_id: str) -> sqlite3.Row:
     return raffle
 
 
+def _is_due(raffle: sqlite3.Row, instant: str) -> bool:
+    """Return whether a raffle that is stored as open has closed by itself at an instant."""
+    return (
+        raffle["closed_at"] is None
+        and raffle["closes_at"] is not None
+        and raffle["closes_at"] <= instant
+    )
+
+
 def _read_prizes(execute: Execute, raffle: sqlite3.Row) -> list[dict[str, Any]]:
     prizes = execute(
         """
@@ -484,7 +663,7 @@ def _read_prizes(execute: Execute, raffle: sqlite3.Row) -> list[dict[str, Any]]:
         """,
         (raffle["sequence"],),
     )
-    return [dict(prize) for prize in prizes]
+    return [{"name": prize["name"], "amount": prize["amount"]} for prize in prizes]
 
 
 def _read_wins(execute: Execute, sequence: int, limit: int, after: int = 0) -> Page:
@@ -524,8 +703,10 @@ def _public_members(
         "issued_tickets": row["issued_tickets"],
         "available_tickets": available_tickets,
         "winners_drawn": is_drawn,
+        "replacements": row["replacements"],
         **({} if prizes is None else {"prizes": prizes}),
         "created_at": row["created_at"],
+        "closes_at": row["closes_at"],
         "closed_at": row["closed_at"],
         "drawn_at": row["drawn_at"],
         "algorithm": draw.ALGORITHM,
@@ -539,23 +720,44 @@ def _public_members(
 # Actions of the writing thread
 
 
+def _close_due_raffles(
+    connection: sqlite3.Connection, group: None, requests: list[None]
+) -> list[None]:
+    """Close all raffles whose time has come."""
+    connection.execute(
+        """
+        UPDATE raffle
+        SET closed_at = closes_at
+        WHERE closed_at IS NULL AND closes_at <= ?
+        """,
+        (now(),),
+    )
+    return requests
+
+
 def _insert_raffles(
     connection: sqlite3.Connection, group: None, requests: list[NewRaffle]
-) -> list[dict[str, Any]]:
-    """Store a raffle for each request; its outcome is the raffle."""
+) -> list[Any]:
+    """Store a raffle for each request; its outcome is the raffle, or why there is none."""
     return [_insert_raffle(connection, request) for request in requests]
 
 
-def _insert_raffle(connection: sqlite3.Connection, request: NewRaffle) -> dict[str, Any]:
+def _insert_raffle(connection: sqlite3.Connection, request: NewRaffle) -> Any:
+    created_at = now()
+    if request.closes_at is not None:
+        latest = datetime.strptime(created_at, TIME_FORMAT) + timedelta(days=MAX_DAYS_OPEN)
+        if not created_at < request.closes_at <= latest.strftime(TIME_FORMAT):
+            return ClosingTimeOutOfRange(created_at)
+
     raffle_id = str(uuid.uuid4())
     secret = secrets.token_bytes(32)
     sequence = connection.execute(
         """
         INSERT INTO raffle (
             id, name, total_tickets, randomness_source, secret, draw_commitment, address_key,
-            created_at
+            created_at, closes_at
         )
-        VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
         """,
         (
             raffle_id,
@@ -565,7 +767,8 @@ def _insert_raffle(connection: sqlite3.Connection, request: NewRaffle) -> dict[s
             secret,
             hashlib.sha256(secret).hexdigest(),
             secrets.token_bytes(32),
-            now(),
+            created_at,
+            request.closes_at,
         ),
     ).lastrowid
     connection.executemany(
@@ -583,6 +786,24 @@ def _insert_raffle(connection: sqlite3.Connection, request: NewRaffle) -> dict[s
     return _public_members(raffle, _read_prizes(connection.execute, raffle))
 
 
+def _delete_raffles(
+    connection: sqlite3.Connection, group: None, requests: list[str]
+) -> list[Exception | None]:
+    """Delete the raffles with these ids; the outcome of one that is not deleted says why."""
+    return [_delete_raffle(connection, raffle_id) for raffle_id in requests]
+
+
+def _delete_raffle(connection: sqlite3.Connection, raffle_id: str) -> Exception | None:
+    raffle = _first(_select_raffles(connection.execute, "WHERE id = ?", (raffle_id,)))
+    if raffle is None:
+        return RaffleNotFound()
+    if raffle["issued_tickets"] > 0:
+        return HasParticipants()
+    connection.execute("DELETE FROM prize WHERE raffle = ?", (raffle["sequence"],))
+    connection.execute("DELETE FROM raffle WHERE sequence = ?", (raffle["sequence"],))
+    return None
+
+
 def _issue_tickets(
     connection: sqlite3.Connection, raffle_id: str, requests: list[TicketRequest]
 ) -> list[Any]:
@@ -591,8 +812,11 @@ def _issue_tickets(
     All in few statements: under load, each costs the writing thread a wait for the
     interpreter lock.
     """
+    instant = now()
     raffle = _find_raffle(connection.execute, raffle_id)
-    if raffle["closed_at"]:
+    if _is_due(raffle, instant):
+        _close_due_raffles(connection, None, [])
+    if raffle["closed_at"] or _is_due(raffle, instant):
         return [TicketsNoLongerAvailable() for _ in requests]
 
     deal_key = draw.derive_deal_key(raffle_id, raffle["secret"])
@@ -616,7 +840,7 @@ def _issue_tickets(
             tickets.append((raffle["sequence"], number, participant_hash, *code))
 
     if tickets:
-        _insert_tickets(connection, raffle, tickets, place)
+        _insert_tickets(connection, raffle, tickets, place, instant)
     return outcomes
 
 
@@ -641,8 +865,9 @@ def _insert_tickets(
     raffle: sqlite3.Row,
     tickets: list[tuple[Any, ...]],
     last_place: int,
+    instant: str,
 ) -> None:
-    """Store tickets, and close the raffle if the last of them was issued."""
+    """Store tickets; close the raffle, at an instant, if its last ticket is among them."""
     connection.executemany(
         """
         INSERT INTO ticket (raffle, number, participant_hash, salt, iterations, code_hash)
@@ -650,7 +875,7 @@ def _insert_tickets(
         """,
         tickets,
     )
-    closed_at = now() if last_place == raffle["total_tickets"] else None
+    closed_at = instant if last_place == raffle["total_tickets"] else None
     connection.execute(
         """
         UPDATE raffle
@@ -661,25 +886,161 @@ def _insert_tickets(
     )
 
 
-# The draw
+def _insert_replacements(
+    connection: sqlite3.Connection, group: None, requests: list[NewReplacement]
+) -> list[Any]:
+    """Store a replacement for each request; its outcome is the replacement, or why there is none.
+
+    It is None if the next ticket of the draw is no longer the one that was computed.
+    """
+    outcomes: list[Any] = []
+    for request in requests:
+        try:
+            outcomes.append(_insert_replacement(connection, request))
+        except REFUSALS_OF_REPLACEMENT as refusal:
+            outcomes.append(refusal)
+    return outcomes
 
 
-def _compute_wins(
-    raffle: sqlite3.Row, prizes: list[dict[str, Any]], amount: int
-) -> Iterator[tuple[int, int]]:
-    """Yield number of the ticket and position of the prize of each win."""
-    numbers = draw.winning_numbers(
-        raffle["id"],
-        raffle["secret"],
-        raffle["public_randomness"],
-        raffle["total_tickets"],
-        raffle["issued_tickets"],
-        amount,
+def _insert_replacement(
+    connection: sqlite3.Connection, request: NewReplacement
+) -> dict[str, Any] | None:
+    raffle = _find_raffle(connection.execute, request.raffle_id)
+    _require_replaceable(connection.execute, raffle, request.replaced_ticket_number, request.prize)
+    if raffle["replacements"] != request.number_of_replacements:
+        return None
+
+    [(position,)] = connection.execute(
+        """
+        UPDATE win
+        SET ticket_number = ?
+        WHERE raffle = ? AND ticket_number = ?
+        RETURNING position
+        """,
+        (request.ticket_number, raffle["sequence"], request.replaced_ticket_number),
+    ).fetchall()
+    [row] = connection.execute(
+        """
+        INSERT INTO replacement (
+            raffle, sequence, position, replaced_ticket_number, ticket_number, reason,
+            replaced_at
+        )
+        SELECT ?, ?, ?, ?, ?, ?, max(?, ?, coalesce(max(replaced_at), ''))
+        FROM replacement
+        WHERE raffle = ?
+        RETURNING replaced_at
+        """,
+        (
+            raffle["sequence"],
+            raffle["replacements"] + 1,
+            position,
+            request.replaced_ticket_number,
+            request.ticket_number,
+            request.reason,
+            raffle["drawn_at"],
+            now(),
+            raffle["sequence"],
+        ),
+    ).fetchall()
+    return {
+        "ticket_number": request.ticket_number,
+        "prize": request.prize,
+        "replaced_ticket_number": request.replaced_ticket_number,
+        "reason": request.reason,
+        "replaced_at": row["replaced_at"],
+    }
+
+
+# The draw, redemptions and replacements
+
+
+REFUSALS_OF_REPLACEMENT = (
+    RaffleNotFound,
+    WinnersNotDrawn,
+    TicketHasNotWon,
+    TicketHasOtherPrize,
+    TicketReplaced,
+    PrizeAlreadyRedeemed,
+    NoTicketsLeftToDraw,
+)
+
+
+def _drawn_places(raffle: sqlite3.Row) -> Iterator[int]:
+    """Yield the places of a raffle in the order in which they are drawn."""
+    return draw.drawn_places(
+        raffle["id"], raffle["secret"], raffle["public_randomness"], raffle["issued_tickets"]
     )
-    positions = (
-        position for position, prize in enumerate(prizes, 1) for _ in range(prize["amount"])
+
+
+def _prize_positions(prizes: list[dict[str, Any]]) -> Iterator[int]:
+    """Yield the position of the prize of each win."""
+    for position, prize in enumerate(prizes, 1):
+        yield from itertools.repeat(position, prize["amount"])
+
+
+def _require_redeemable(ticket: sqlite3.Row) -> None:
+    """Raise TicketReplaced, TicketHasNotWon or PrizeAlreadyRedeemed unless a prize can be redeemed.
+
+    ticket: row with replaced_by, replaced_at, prize and redeemed_at.
+    """
+    if ticket["replaced_by"] is not None:
+        raise TicketReplaced(ticket["replaced_by"], ticket["replaced_at"])
+    if ticket["prize"] is None:
+        raise TicketHasNotWon
+    if ticket["redeemed_at"] is not None:
+        raise PrizeAlreadyRedeemed(ticket["redeemed_at"])
+
+
+def _require_replaceable(
+    execute: Execute, raffle: sqlite3.Row, ticket_number: int, prize: str
+) -> list[dict[str, Any]]:
+    """Return the prizes of the raffle, if the ticket can be replaced as the winner of a prize.
+
+    Raises one of REFUSALS_OF_REPLACEMENT.
+    """
+    if not raffle["drawn_at"]:
+        raise WinnersNotDrawn
+    rows = execute(
+        """
+        SELECT replacement.ticket_number AS replaced_by, replacement.replaced_at,
+            prize.name AS prize, win.redeemed_at
+        FROM (SELECT ? AS raffle, ? AS number) AS ticket
+        LEFT JOIN win ON win.raffle = ticket.raffle AND win.ticket_number = ticket.number
+        LEFT JOIN prize ON prize.raffle = win.raffle AND prize.position = win.prize_position
+        LEFT JOIN replacement
+            ON replacement.raffle = ticket.raffle
+            AND replacement.replaced_ticket_number = ticket.number
+        """,
+        (raffle["sequence"], ticket_number),
     )
-    return zip(numbers, positions)
+    [ticket] = list(rows)
+    if ticket["prize"] not in (None, prize):
+        raise TicketHasOtherPrize(ticket["prize"])
+    _require_redeemable(ticket)
+
+    prizes = _read_prizes(execute, raffle)
+    wins = draw.amount_of_wins(prizes, raffle["issued_tickets"])
+    if wins + raffle["replacements"] >= raffle["issued_tickets"]:
+        raise NoTicketsLeftToDraw
+    return prizes
+
+
+def _number_of_replacement(raffle: sqlite3.Row, prizes: list[dict[str, Any]]) -> int:
+    """Return the number of the next ticket of the draw, after the wins and the replacements."""
+    drawn = draw.amount_of_wins(prizes, raffle["issued_tickets"]) + raffle["replacements"]
+    place = next(itertools.islice(_drawn_places(raffle), drawn, None))
+    deal_key = draw.derive_deal_key(raffle["id"], raffle["secret"])
+    return draw.number_at(deal_key, raffle["total_tickets"], place)
+
+
+def _replacement_members(row: sqlite3.Row) -> dict[str, Any]:
+    return {
+        "ticket_number": row["ticket_number"],
+        "prize": row["prize"],
+        "replaced_ticket_number": row["replaced_ticket_number"],
+        "reason": row["reason"],
+        "replaced_at": row["replaced_at"],
+    }
 
 
 # Participants and verification codes
@@ -702,7 +1063,7 @@ def _hash_participant(raffle: sqlite3.Row, participant: bytes) -> bytes:
 
 
 def _derive_code(idempotency_key: str, salt: bytes) -> bytes:
-    """Return the bytes of the code of who sent this key: HMAC-SHA256 (RFC 2104), cut to 120 bits."""
+    """Return the code that a key has with a salt: HMAC-SHA256 (RFC 2104), cut to 120 bits."""
     return hmac.digest(idempotency_key.encode(), b"verification code" + salt, "sha256")[:CODE_BYTES]
 
 
@@ -735,4 +1096,4 @@ def _is_code_of(ticket: sqlite3.Row, code: str) -> bool:
 
 def now() -> str:
     """Return the present time as all times here are written: RFC 3339, UTC, whole seconds."""
-    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return datetime.now(timezone.utc).strftime(TIME_FORMAT)

@@ -171,7 +171,7 @@ def issue(store, raffle_id, participants):
 
 
 def fill(database, tickets):
-    """Put the tickets of the only raffle into the database, without codes, but for the last ones."""
+    """Put tickets of the only raffle into the database, without codes, but not the last ones."""
     with closing(sqlite3.connect(database)) as connection:
         connection.executescript(
             "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -400000"
@@ -185,7 +185,7 @@ def fill(database, tickets):
             WITH RECURSIVE numbers (number) AS (
                 SELECT 1 UNION ALL SELECT number + 1 FROM numbers WHERE number < ?
             )
-            INSERT INTO ticket (raffle, number, participant, salt, iterations, code_hash)
+            INSERT INTO ticket (raffle, number, participant_hash, salt, iterations, code_hash)
             SELECT 1, number, randomblob(16), randomblob(16), 1000, randomblob(32)
             FROM numbers
             WHERE number NOT IN (SELECT number FROM ticket UNION SELECT value FROM json_each(?))

@@ -156,6 +156,42 @@ def interrupt_draw(action: str, statement: str, number: str) -> None:
     serve()
 
 
+def kill_in_replacement(statement: str) -> None:
+    """Kill the process before the first statement of a kind after the request for a replacement."""
+    is_replacing = threading.Event()
+
+    def replace_winner(*arguments: Any) -> Any:
+        is_replacing.set()
+        return original_replace(*arguments)
+
+    def trace(sql: str) -> None:
+        if is_replacing.is_set() and " ".join(sql.split()).startswith(statement):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def connect(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        connection = original_connect(*arguments, **options)
+        connection.set_trace_callback(trace)
+        return connection
+
+    original_replace = replace(storage.Storage, "replace_winner", replace_winner)
+    original_connect = replace(sqlite3, "connect", connect)
+    serve()
+
+
+def replace_while_read() -> None:
+    """Replace the first winner once, when the list of winners is read after the draw."""
+
+    def list_winners(self: storage.Storage, raffle_id: str, *arguments: Any) -> storage.Page:
+        page = original(self, raffle_id, *arguments)
+        if page.items and not self.get_raffle(raffle_id)["replacements"]:
+            win = page.items[0]
+            self.replace_winner(raffle_id, win["ticket_number"], win["prize"], "unclaimed")
+        return page
+
+    original = replace(storage.Storage, "list_winners", list_winners)
+    serve()
+
+
 def serve_whatever_fails() -> None:
     """Serve the application as other WSGI servers do: they do not end when a commit fails."""
     app = raffle.create_app()
@@ -222,6 +258,8 @@ SCENES = {
         open_many_files,
         fail_to_read,
         interrupt_draw,
+        kill_in_replacement,
+        replace_while_read,
         serve_whatever_fails,
         fork,
         check,

@@ -114,6 +114,22 @@ class Client(webtest.TestApp):
     ) -> webtest.TestResponse:
         return self.send("POST", f"{path}redeem/", ticket, status, address)
 
+    def replace(
+        self,
+        path: str,
+        ticket_number: int,
+        prize: str,
+        reason: str = "unclaimed",
+        status: int | str = 201,
+    ) -> webtest.TestResponse:
+        body = {"ticket_number": ticket_number, "prize": prize, "reason": reason}
+        return self.send("POST", f"{path}replacements/", body, status)
+
+    def delete_raffle(
+        self, path: str, status: int | str = 204, address: str = MANAGER
+    ) -> webtest.TestResponse:
+        return self.send("DELETE", path, None, status, address)
+
     def pages(self, path: str) -> list[list]:
         """Return all pages from a path on."""
 

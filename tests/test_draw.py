@@ -1,4 +1,4 @@
-"""Anyone can check a draw: with draw.py, or with a program written from the recipe in its docstring alone."""
+"""Anyone can check a draw: with draw.py, or with a program written from the recipe in it."""
 
 import hashlib
 import json
@@ -16,167 +16,204 @@ from itertools import chain, permutations, repeat
 from types import SimpleNamespace
 
 import pytest
-from helpers import ROOT
+from helpers import FAULTS, ROOT
 
 import draw
 
 RAFFLE_ID = re.search("[0-9a-f]{8}-[0-9a-f-]{27}", draw.__doc__)[0]
 SECRET = bytes(range(32))
-# More than the 15 tickets that are issued, so all win: the chance that two draws are the same is less than 1e-12.
+# More than the 15 tickets that are issued, so all win: the chance that two draws are the same is
+# less than 1e-12.
 PRIZES = [
     {"name": "Bicycle", "amount": 1},
     {"name": "Book", "amount": 5},
     {"name": "Größe", "amount": 14},
 ]
+PAST, FUTURE = "2000-01-01T00:00:00Z", "9999-01-01T00:00:00Z"
+CLEAR = "\x1b[2J"  # clears a terminal
+
+# The sentences that hold or fail.
 AGREES = "The raffle agrees with what you saved of it"
 ALGORITHM = "The draw was made by raffle-draw-2"
 COMMITTED = "The secret is the committed one"
 FOLLOW = "The wins follow from the secret, the randomness and issued_tickets"
 ORDER = "The raffle was created, closed and drawn in this order"
-PAST, FUTURE = "2000-01-01T00:00:00Z", "9999-01-01T00:00:00Z"
-CLEAR = "\x1b[2J"  # clears a terminal
-# Could be mistaken for other randomness.
-UNCLEAR = ["7\n", "7 ", " 7", "7  8", "7\ufe0f", "\u3164", "\u202e", "ü", "7\xa08", "7\t8", CLEAR]
-CHUNKED, NEXT = "Transfer-Encoding: chunked", 'Link: <{}>; rel="next"'
+
+
+# The recipe, followed with none of the program's code, perhaps with a mistake
+
+
+MISTAKES = [
+    "text secret",
+    "odd side",
+    "no walk",
+    "little-endian round",
+    "little-endian counter",
+    "same digest again",
+    "no deck",
+    "53-bit words",
+    "place moved once",
+    "no rejection",
+]
 
 
 def sha256(*parts, order="big"):
-    return hashlib.sha256(
-        b"".join(p if isinstance(p, bytes) else p.to_bytes(8, order) for p in parts)
-    ).digest()
+    """Hash bytes, and integers as 8 bytes."""
+    encoded = [part if isinstance(part, bytes) else part.to_bytes(8, order) for part in parts]
+    return hashlib.sha256(b"".join(encoded)).digest()
 
 
-def dealt(raffle_id, secret, total, place, mistake=None):
-    """Follow steps 1 and 2 of the docstring with none of the program's code, perhaps with a mistake."""
-    key = sha256(
-        b"raffle-deal-2",
-        raffle_id.encode(),
-        secret.hex().encode() if mistake == "text secret" else secret,
-    )
+def deal_by_recipe(raffle_id, secret, total, place, mistake=None):
+    """Follow steps 1 and 2, and return the number of the ticket at a place."""
+    if mistake == "text secret":
+        secret = secret.hex().encode()
+    order = "little" if mistake == "little-endian round" else "big"
+    key = sha256(b"raffle-deal-2", raffle_id.encode(), secret)
+
     side = math.isqrt(total)
     while side * side < total or (side % 2 and mistake != "odd side"):
         side += 1
+
     x = place - 1
     while True:
         left, right = x // side, x % side
         for number in range(24):
-            digest = sha256(
-                key, number, right, order="little" if mistake == "little-endian round" else "big"
-            )
+            digest = sha256(key, number, right, order=order)
             left, right = right, (left + int.from_bytes(digest[:8], "big")) % side
         x = left * side + right
         if x < total or mistake == "no walk":
             return x % total + 1
 
 
-def drawn_by_recipe(raffle_id, secret, randomness, total, issued, amount, mistake=None):
+def draw_by_recipe(raffle_id, secret, randomness, total, issued, amount, mistake=None):
     """Follow all steps, and return the numbers that win."""
+    order = "little" if mistake == "little-endian counter" else "big"
     key = sha256(b"raffle-draw-2", raffle_id.encode(), secret, randomness.encode())
+
     words, counter, cells, numbers = [], 0, {}, []
     for last in range(issued, max(issued - amount, 0), -1):
         word = None
         while word is None or (word >= 2**64 // last * last and mistake != "no rejection"):
             if not words:
-                digest = sha256(
-                    key, counter, order="little" if mistake == "little-endian counter" else "big"
-                )
+                digest = sha256(key, counter, order=order)
                 words = [int.from_bytes(digest[i : i + 8], "big") for i in (0, 8, 16, 24)]
-                counter += mistake != "same digest again"
+                if mistake != "same digest again":
+                    counter += 1
             word = words.pop(0)
-        cell = (int(float(word)) if mistake == "53-bit words" else word) % last + 1
+
+        if mistake == "53-bit words":
+            word = int(float(word))
+        cell = word % last + 1
         place = cells.get(cell, cell)
-        numbers.append(
-            place if mistake == "no deck" else dealt(raffle_id, secret, total, place, mistake)
-        )
+        if mistake == "no deck":
+            numbers.append(place)
+        else:
+            numbers.append(deal_by_recipe(raffle_id, secret, total, place, mistake))
         cells[cell] = last if mistake == "place moved once" else cells.get(last, last)
     return numbers
+
+
+def deal_by_program(raffle_id, secret, total, place):
+    return draw.number_at(draw.derive_deal_key(raffle_id, secret), total, place)
 
 
 def assert_vectors(deal, draw_winners):
     """Check the vectors, which are read from the docstring."""
     decks = re.findall(r"(\d+) tickets, places (.+):\s+([\d ]+)\n", draw.__doc__)
-    draws = re.findall(r'(\d+) of (\d+) issued; (.+); "(.+)".*:\s+([\d ]+)\n', draw.__doc__)
-    assert len(decks + draws) >= 7
-    for total, places, numbers in decks:
+    draws = re.findall(
+        r'(\d+) of (\d+) issued; (.+); "(.+)".*:\s+([\d ]+)\n(?: +then the .+: ([\d ]+)\n)?',
+        draw.__doc__,
+    )
+    assert len(decks) >= 3
+    assert len(draws) >= 5
+    assert len([replacements for *_, replacements in draws if replacements]) >= 3
+
+    for total, places, expected in decks:
         shown = range(1, int(total) + 1) if "to" in places else (1, 2, 3, int(total))
-        assert (
-            " ".join(str(deal(RAFFLE_ID, SECRET, int(total), place)) for place in shown) == numbers
-        )
-    for issued, total, prizes, randomness, numbers in draws:
-        inputs = (randomness, int(total), int(issued), sum(map(int, re.findall(r"\d+", prizes))))
-        assert " ".join(map(str, draw_winners(RAFFLE_ID, SECRET, *inputs))) == numbers
+        numbers = [deal(RAFFLE_ID, SECRET, int(total), place) for place in shown]
+        assert numbers == [int(number) for number in expected.split()]
+
+    for issued, total, prizes, randomness, wins, replacements in draws:
+        amount = min(sum(int(amount) for amount in re.findall(r"\d+", prizes)), int(issued))
+        expected = [int(number) for number in f"{wins} {replacements}".split()]
+        assert len(wins.split()) == amount
+        # Replacements go on where the wins end.
+        inputs = (RAFFLE_ID, SECRET, randomness, int(total), int(issued))
+        assert list(draw_winners(*inputs, len(expected))) == expected
 
 
-def dealt_by_program(raffle_id, secret, *inputs):
-    return draw.number_at(draw.derive_deal_key(raffle_id, secret), *inputs)
+def test_the_program_agrees_with_the_vectors():
+    assert_vectors(deal_by_program, draw.winning_numbers)
 
 
-def test_the_vectors_are_dealt_and_drawn():
-    assert_vectors(dealt_by_program, draw.winning_numbers)
-    assert_vectors(dealt, drawn_by_recipe)
+def test_the_recipe_agrees_with_the_vectors():
+    assert_vectors(deal_by_recipe, draw_by_recipe)
 
 
-def test_usual_mistakes_in_ports_are_found_by_a_vector():
-    mistakes = "text secret, odd side, no walk, little-endian round, little-endian counter, same digest again, no deck"
-    for mistake in [*mistakes.split(", "), "53-bit words", "place moved once", "no rejection"]:
-        with pytest.raises(AssertionError):
-            assert_vectors(
-                partial(dealt, mistake=mistake), partial(drawn_by_recipe, mistake=mistake)
-            )
-            pytest.fail(f"no vector finds {mistake}")
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_usual_mistake_in_a_port_is_found_by_a_vector(mistake):
+    deal = partial(deal_by_recipe, mistake=mistake)
+    draw_winners = partial(draw_by_recipe, mistake=mistake)
+    with pytest.raises(AssertionError):
+        assert_vectors(deal, draw_winners)
 
 
 def test_the_recipe_and_the_program_agree():
     chance = random.Random(2166)
     for n in range(200):
         total = chance.randint(1, 2 ** chance.randint(1, 53) - 1)
-        inputs = (
-            RAFFLE_ID,
-            sha256(n),
-            f"{n} é",
-            total,
-            chance.randint(0, total),
-            chance.randint(1, 9),
-        )
-        assert list(draw.winning_numbers(*inputs)) == drawn_by_recipe(*inputs), inputs
+        issued = chance.randint(0, total)
+        amount = chance.randint(1, 9)
+        inputs = (RAFFLE_ID, sha256(n), f"{n} é", total, issued, amount)
+        assert list(draw.winning_numbers(*inputs)) == draw_by_recipe(*inputs), inputs
+
+
+# The deck and the draw
 
 
 def test_the_deck_deals_every_number_once():
     for total in (*range(1, 50), 99, 100, 101, 1000):
-        numbers = [dealt_by_program(RAFFLE_ID, SECRET, total, place + 1) for place in range(total)]
-        assert sorted(numbers) == [*range(1, total + 1)], total
+        numbers = range(1, total + 1)
+        dealt = [deal_by_program(RAFFLE_ID, SECRET, total, place) for place in numbers]
+        assert sorted(dealt) == list(numbers), total
 
 
 def distance(outcomes, items, length):
-    """Return chi-square, divided by what one uniform sample in a thousand exceeds (Wilson and Hilferty)."""
+    """Return how far outcomes are from every order of some of the items being equally likely.
+
+    It is chi-square, divided by what one uniform sample in a thousand exceeds (Wilson, Hilferty).
+    """
     possible = list(permutations(items, length))
-    expected, degrees = len(outcomes) / len(possible), len(possible) - 1
+    expected = len(outcomes) / len(possible)
     chi_square = sum((outcomes.count(each) - expected) ** 2 / expected for each in possible)
-    return chi_square / degrees / (1 - 2 / (9 * degrees) + 3.09 * math.sqrt(2 / (9 * degrees))) ** 3
+
+    degrees = len(possible) - 1
+    variance = 2 / (9 * degrees)
+    return chi_square / degrees / (1 - variance + 3.09 * math.sqrt(variance)) ** 3
 
 
-def test_every_order_of_the_tickets_is_equally_likely():
-    odd = partial(dealt, mistake="odd side")
-    for deal, total in (
-        (dealt_by_program, 3),
-        (dealt_by_program, 4),
-        (dealt_by_program, 5),
-        (odd, 5),
-    ):
-        # Fixed, so that nothing fails by chance, and enough of them to find an odd side.
-        secrets = [sha256(n) for n in range(10 * math.factorial(total))]
-        orders = [
-            tuple(deal(RAFFLE_ID, secret, total, place + 1) for place in range(total))
-            for secret in secrets
-        ]
-        assert (distance(orders, range(1, total + 1), total) < 1) == (deal is not odd), (
-            deal,
-            total,
-        )
+def deal_orders(deal, total):
+    """Deal all tickets with many secrets, and return the order of each deal."""
+    # The secrets are fixed, so that nothing fails by chance, and enough to find an odd side.
+    secrets = [sha256(n) for n in range(10 * math.factorial(total))]
+    places = range(1, total + 1)
+    return [tuple(deal(RAFFLE_ID, secret, total, place) for place in places) for secret in secrets]
+
+
+@pytest.mark.parametrize("total", [3, 4, 5])
+def test_every_order_of_the_tickets_is_equally_likely(total):
+    orders = deal_orders(deal_by_program, total)
+    assert distance(orders, range(1, total + 1), total) < 1
+
+
+def test_with_an_odd_side_not_every_order_is_equally_likely():
+    """The test above would find it."""
+    orders = deal_orders(partial(deal_by_recipe, mistake="odd side"), 5)
+    assert distance(orders, range(1, 6), 5) > 1
 
 
 def test_every_issued_ticket_is_equally_likely_to_win():
-    issued = [dealt_by_program(RAFFLE_ID, SECRET, 5, place) for place in range(1, 5)]
+    issued = [deal_by_program(RAFFLE_ID, SECRET, 5, place) for place in range(1, 5)]
     draws = [
         tuple(draw.winning_numbers(RAFFLE_ID, SECRET, f"round {n}", 5, 4, 2)) for n in range(1200)
     ]
@@ -190,276 +227,386 @@ def test_every_input_changes_the_draw():
     assert len({tuple(draw.winning_numbers(*each)) for each in (inputs, *changed)}) == 6
 
 
+# What the program says of a draw
+
+
 @pytest.fixture
 def drawn(client):
-    """Answers on a raffle of 400 tickets, 15 of them issued: while open, once closed, once drawn, and its wins."""
+    """Answers on a raffle of 400 tickets, 15 of them issued, and its wins.
+
+    open: before the close. closed: before the draw. raffle: after it. decided: the draw has been
+    decided but not completed, so the server knows the winners.
+    """
     path = client.new_raffle(400, PRIZES)
     opened = client.get(path).json
     for n in range(15):
         client.participate(path, f"10.2.0.{n}")
     closed = client.close(path).json
     wins = client.draw(path, {"public_randomness": "7 13 21"}).json
-    return SimpleNamespace(open=opened, closed=closed, raffle=client.get(path).json, wins=wins)
+    return SimpleNamespace(
+        open=opened,
+        closed=closed,
+        decided={**closed, "public_randomness": "7 13 21"},
+        raffle=client.get(path).json,
+        wins=wins,
+    )
 
 
 def run(directory, *arguments, python=("-IS", "draw.py")):
-    """Run draw.py, copied alone; return its exit status and the lines it prints, which may not command a terminal."""
+    """Run draw.py, copied alone; return its exit status and the lines that it prints.
+
+    Check that they cannot command a terminal.
+    """
     shutil.copy(ROOT / "draw.py", directory)
-    command = [sys.executable, *python, *arguments]
     done = subprocess.run(
-        command, cwd=directory, capture_output=True, timeout=60, encoding="utf-8", check=False
+        [sys.executable, *python, *arguments],
+        cwd=directory,
+        capture_output=True,
+        timeout=60,
+        encoding="utf-8",
+        check=False,
     )
     *lines, rest = done.stdout.split("\n")
     assert all(line.isprintable() for line in lines), lines
-    assert (rest, bool(done.stderr)) == ("", done.returncode > 1), done.stderr
+    assert rest == ""
+    assert bool(done.stderr) == (done.returncode > 1), done.stderr
     return done.returncode, lines
 
 
 def check(directory, raffle, *pages, before=()):
-    """Save answers, as JSON unless they are bytes, in files called 0, 1, 2...; run the program on them."""
+    """Run the program on answers, which are saved in files called 0, 1, 2...
+
+    Answers are saved as JSON unless they are bytes.
+    """
     answers = [raffle, *pages, *before]
-    for n, value in enumerate(answers):
-        (directory / str(n)).write_bytes(
-            value if isinstance(value, bytes) else json.dumps(value).encode()
-        )
-    names, end = [str(n) for n in range(len(answers))], len(answers) - len(before)
-    return run(directory, *names[:end], *(["--before", *names[end:]] if before else []))
+    names = [str(number) for number in range(len(answers))]
+    for name, answer in zip(names, answers):
+        data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+        (directory / name).write_bytes(data)
+
+    if not before:
+        return run(directory, *names)
+    first = len(answers) - len(before)
+    return run(directory, *names[:first], "--before", *names[first:])
 
 
-def assert_not_checked(outcome, words=""):
+def assert_not_checked(outcome, words="", message=None):
     """Check that the program says in one line of ASCII why it did not check a draw."""
-    status, [line] = outcome
-    assert (status, line[:13], line.isascii(), words in line) == (1, "NOT CHECKED  ", True, True), (
-        line
-    )
+    status, lines = outcome
+    assert status == 1, (message, lines)
+    [line] = lines
+    assert line.startswith("NOT CHECKED  "), (message, line)
+    assert line.isascii(), (message, line)
+    assert words in line, (message, line)
 
 
-def test_a_sentence_fails_and_the_status_is_1_exactly_when_its_fact_is_broken(drawn, tmp_path):
+def test_every_sentence_holds_of_a_draw_and_the_status_is_0(drawn, tmp_path):
+    pages = (drawn.wins[:5], drawn.wins[5:])
+    status, lines = check(tmp_path, drawn.raffle, *pages, before=[drawn.open, drawn.raffle])
     sentences = [AGREES, ALGORITHM, COMMITTED, FOLLOW, ORDER]
-    status, lines = check(
-        tmp_path, drawn.raffle, drawn.wins[:5], drawn.wins[5:], before=[drawn.open, drawn.raffle]
-    )
-    assert (status, lines[:5]) == (0, [f"holds  {sentence}" for sentence in sentences])
+    assert status == 0
+    assert lines[:5] == [f"holds  {sentence}" for sentence in sentences]
+
+
+def assert_failing(outcome, failing):
+    """Check that exactly these sentences fail, and the status is 1."""
+    status, lines = outcome
+    assert status == 1
+    assert lines[:4] == [
+        f"FAILS  {sentence}" if sentence in failing else f"holds  {sentence}"
+        for sentence in (ALGORITHM, COMMITTED, FOLLOW, ORDER)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("member", "value", "failing"),
+    [
+        ("algorithm", "raffle-draw-1", [ALGORITHM]),
+        ("draw_commitment", "0" * 64, [COMMITTED]),
+        ("secret", "0" * 64, [COMMITTED, FOLLOW]),
+        ("id", RAFFLE_ID, [FOLLOW]),
+        ("public_randomness", "7 13 22", [FOLLOW]),
+        ("total_tickets", 4000, [FOLLOW]),
+        ("issued_tickets", 14, [FOLLOW]),
+        ("prizes", PRIZES[::-1], [FOLLOW]),
+        ("created_at", FUTURE, [ORDER]),
+        ("closed_at", PAST, [ORDER]),
+        ("closed_at", FUTURE, [ORDER]),
+        ("drawn_at", PAST, [ORDER]),
+    ],
+)
+def test_a_sentence_fails_exactly_when_its_fact_is_broken(drawn, tmp_path, member, value, failing):
+    broken = {**drawn.raffle, member: value}
+    assert_failing(check(tmp_path, broken, drawn.wins), failing)
+
+
+@pytest.mark.parametrize("change", ["exchanged", "one more", "another prize"])
+def test_wins_that_do_not_follow_fail(drawn, tmp_path, change):
     first, second, *rest = drawn.wins
-    wins = [
-        [second, first, *rest],
-        [*drawn.wins, first],
-        [{**first, "prize": "Book"}, second, *rest],
-    ]
-    broken = [
-        ([ALGORITHM], {"algorithm": ["raffle-draw-1"]}),
-        ([COMMITTED], {"draw_commitment": ["0" * 64]}),
-        ([COMMITTED, FOLLOW], {"secret": ["0" * 64]}),
-        ([FOLLOW], {"id": [RAFFLE_ID], "public_randomness": ["7 13 22"], "total_tickets": [4000]}),
-        ([FOLLOW], {"issued_tickets": [14], "prizes": [PRIZES[::-1]], "wins": wins}),
-        ([ORDER], {"created_at": [FUTURE], "closed_at": [PAST, FUTURE], "drawn_at": [PAST]}),
-    ]
-    for failing, changes in broken:
-        expected = [
-            f"{'FAILS' if sentence in failing else 'holds'}  {sentence}"
-            for sentence in sentences[1:]
-        ]
-        for member, value in (
-            (member, value) for member, values in changes.items() for value in values
-        ):
-            status, lines = check(
-                tmp_path, {**drawn.raffle, member: value}, value if member == "wins" else drawn.wins
-            )
-            assert (status, lines[:4]) == (1, expected), (member, value)
-
-
-def test_every_answer_that_was_saved_before_is_compared(drawn, tmp_path):
-    others = {
-        "id": RAFFLE_ID,
-        "total_tickets": 401,
-        "prizes": PRIZES[::-1],
-        "created_at": PAST,
-        "algorithm": "draw",
+    wins = {
+        "exchanged": [second, first, *rest],
+        "one more": [*drawn.wins, first],
+        "another prize": [{**first, "prize": "Book"}, second, *rest],
     }
-    others.update(randomness_source="drand", draw_commitment="0" * 64, issued_tickets=16)
-    closed = {"issued_tickets": 14, "closed_at": PAST, "public_randomness": "x"}
-    for saved, changes in (
-        (drawn.open, others),
-        (drawn.closed, {**others, **closed}),
-        (drawn.raffle, closed),
-    ):
-        assert draw.check_draw(drawn.raffle, drawn.wins, [{**saved, "name": "Winter fair"}])[0] == (
-            AGREES,
-            True,
-        )
-        for member, value in changes.items():
-            results = draw.check_draw(
-                drawn.raffle, drawn.wins, [drawn.open, {**saved, member: value}, drawn.closed]
-            )
-            assert results[0] == (f"{AGREES} (different: {member})", False)
-    # A file counts, whether it is named by the same --before or by one of its own.
-    check(
-        tmp_path,
-        drawn.raffle,
-        drawn.wins,
-        {**drawn.open, "total_tickets": 401},
-        {**drawn.closed, "closed_at": PAST},
-    )
-    for before in (["--before", "2", "3"], ["--before", "2", "--before", "3"]):
-        status, lines = run(tmp_path, "0", "1", *before)
-        assert (status, lines[0]) == (
-            1,
-            f"FAILS  {AGREES} (different: closed_at, total_tickets)",
-        ), before
+    assert_failing(check(tmp_path, drawn.raffle, wins[change]), [FOLLOW])
 
 
-def test_answers_of_a_wrong_form_are_not_checked(drawn):
-    pen, times = (
-        {"name": "Pen", "amount": 1},
-        ("", "2026-07-04", f"{PAST}\n", "٢000-01-01T00:00:00Z", 7, None),
-    )
-    amounts = [[{**pen, "amount": amount}] for amount in (0, True, 1.0, "1", 401, math.nan, None)]
-    wrong = {
-        "algorithm": (),
-        "id": ("", RAFFLE_ID.upper(), f"{RAFFLE_ID}0", 7, None),
-        "total_tickets": (11, 2**53, 400.0, True, "400", math.nan, None),
-        "prizes": (
-            "x",
-            [[]],
-            [{"name": "Pen"}],
-            [pen, {"name": "Pen", "amount": -1}],
-            None,
-            *amounts,
-        ),
-        "issued_tickets": (-1, 401, 15.0, True, "15", math.nan, None),
-        "randomness_source": (CLEAR, "a\n", "\u202e", "\ud800", 7, ["x"]),
-        "public_randomness": ("", "x" * 1001, *UNCLEAR, "\ud800", 7, None),
-        **dict.fromkeys(
-            ("draw_commitment", "secret"), ("", "AB" * 32, "ab" * 31, "ab" * 33, 7, None)
-        ),
-        **dict.fromkeys(("created_at", "closed_at", "drawn_at"), times),
-    }
-    answers = [
-        ({**drawn.raffle, member: value}, drawn.wins) for member in wrong for value in wrong[member]
-    ]
-    answers += [
-        ({name: drawn.raffle[name] for name in drawn.raffle if name != member}, drawn.wins)
-        for member in wrong
-    ]
-    first, *rest = drawn.wins
-    wins = [{**first, "ticket_number": number} for number in (True, 1.0, math.nan, "1", None)]
-    wins += [
-        {**first, "prize": 1},
-        {"ticket_number": 1},
-        {"prize": "Bicycle"},
-        [1, "Bicycle"],
+# What a raffle shows from the start, from the close, and from the decision of the draw.
+FROM_START = {
+    "id": RAFFLE_ID,
+    "total_tickets": 401,
+    "prizes": PRIZES[::-1],
+    "created_at": PAST,
+    "algorithm": "draw",
+    "randomness_source": "drand",
+    "draw_commitment": "0" * 64,
+    "issued_tickets": 16,  # more than in the end
+}
+FROM_CLOSE = {"issued_tickets": 14, "closed_at": PAST, "public_randomness": "x"}
+
+
+@pytest.mark.parametrize(
+    ("stage", "others"),
+    [
+        ("open", FROM_START),
+        ("closed", {**FROM_START, **FROM_CLOSE}),
+        ("raffle", FROM_CLOSE),
+    ],
+    ids=["open", "closed", "drawn"],
+)
+def test_every_answer_that_was_saved_before_is_compared(drawn, stage, others):
+    saved = getattr(drawn, stage)
+    renamed = {**saved, "name": "Winter fair"}
+    assert draw.check_draw(drawn.raffle, drawn.wins, [renamed])[0] == (AGREES, True)
+
+    for member, value in others.items():
+        before = [drawn.open, {**saved, member: value}, drawn.closed]
+        results = draw.check_draw(drawn.raffle, drawn.wins, before)
+        assert results[0] == (f"{AGREES} (different: {member})", False)
+
+
+@pytest.mark.parametrize("before", [["--before", "2", "3"], ["--before", "2", "--before", "3"]])
+def test_every_file_that_is_named_after_before_counts(drawn, tmp_path, before):
+    other_total = {**drawn.open, "total_tickets": 401}
+    other_close = {**drawn.closed, "closed_at": PAST}
+    check(tmp_path, drawn.raffle, drawn.wins, other_total, other_close)
+
+    status, lines = run(tmp_path, "0", "1", *before)
+    assert status == 1
+    assert lines[0] == f"FAILS  {AGREES} (different: closed_at, total_tickets)"
+
+
+# Values that a raffle cannot have, by member.
+PEN = {"name": "Pen", "amount": 1}
+WRONG_HEX = ["", "AB" * 32, "ab" * 31, "ab" * 33, 7, None]
+WRONG_TIMES = ["", "2026-07-04", f"{PAST}\n", "٢000-01-01T00:00:00Z", 7, None]
+# Text that could be mistaken for other randomness.
+UNCLEAR = ["7\n", "7 ", " 7", "7  8", "7\ufe0f", "\u3164", "\u202e", "ü", "7\xa08", "7\t8", CLEAR]
+WRONG = {
+    "algorithm": [],  # any is read, so that it can be said to be another one
+    "id": ["", RAFFLE_ID.upper(), f"{RAFFLE_ID}0", 7, None],
+    "total_tickets": [11, 2**53, 400.0, True, "400", math.nan, None],
+    "prizes": [
         "x",
-        1,
+        [[]],
+        [{"name": "Pen"}],
+        [PEN, {**PEN, "amount": -1}],
+        *[[{**PEN, "amount": amount}] for amount in (0, True, 1.0, "1", 401, math.nan, None)],
         None,
-    ]
-    answers += [(drawn.raffle, [win, *rest]) for win in wins]
-    for raffle, listed in answers:
-        with pytest.raises((KeyError, TypeError, ValueError)):
-            pytest.fail(f"{draw.check_draw(raffle, listed)} of {raffle}, {listed}")
+    ],
+    "issued_tickets": [-1, 401, 15.0, True, "15", math.nan, None],
+    "randomness_source": [CLEAR, "a\n", "\u202e", "\ud800", 7, ["x"]],
+    "public_randomness": ["", "x" * 1001, *UNCLEAR, "\ud800", 7, None],
+    "draw_commitment": WRONG_HEX,
+    "secret": WRONG_HEX,
+    "created_at": WRONG_TIMES,
+    "closed_at": WRONG_TIMES,
+    "drawn_at": WRONG_TIMES,
+}
 
 
-def test_the_program_says_what_it_cannot_check(drawn, tmp_path):
-    issued = "- that issued_tickets was 15 when the raffle was closed"
-    promise = "- that the raffle showed the same tickets, prizes and source before the close, and this commitment:"
-    commitment = f"  {drawn.raffle['draw_commitment']}"
-    decided = {
-        **drawn.closed,
-        "public_randomness": "7 13 21",
-    }  # from then on the server knows the winners
-    for remarks, *cases in (
-        ([promise, commitment, issued], [], [drawn.raffle], [decided]),
-        ([promise, commitment], [drawn.closed]),
-        ([issued], [drawn.open], [drawn.open, drawn.raffle]),
-        ([], [drawn.closed, drawn.open]),
-    ):
-        for before in cases:
-            status, lines = check(tmp_path, drawn.raffle, drawn.wins, before=before)
-            assert (status, lines[4 + bool(before) : -2]) == (
-                0,
-                ["This program cannot check:", *remarks],
-            ), before
+def assert_malformed(raffle, wins):
+    with pytest.raises((KeyError, TypeError, ValueError)):
+        pytest.fail(f"{draw.check_draw(raffle, wins)} of {raffle}, {wins}")
 
 
-def test_the_program_shows_the_randomness_and_what_you_must_trust(client, tmp_path, monkeypatch):
-    made = (
-        "- that the server did not choose this randomness, because no public randomness was used:"
+@pytest.mark.parametrize("member", WRONG)
+def test_a_raffle_with_a_missing_or_malformed_member_is_not_checked(drawn, member):
+    assert_malformed(
+        {name: drawn.raffle[name] for name in drawn.raffle.keys() - {member}}, drawn.wins
     )
-    chosen = "- that nobody chose this randomness, and that it was unknown to everyone at {}:"
-    announced = "- that this randomness is the announced one, and was unknown to everyone at {}:"
-    for source, randomness, remark in (
-        (None, None, made),
-        (None, "7 13", chosen),
-        ("drand, é", "7 13", announced),
-    ):
-        path, _ = client.new_sold_out(randomness_source=source)
-        wins, raffle = (
-            client.draw(path, randomness and {"public_randomness": randomness}).json,
-            client.get(path).json,
-        )
-        shown = [remark.format(raffle["closed_at"]), f"  {raffle['public_randomness']}"]
-        shown += [f"  announced: {source}"] if source else []
-        status, lines = check(tmp_path, raffle, wins)
-        assert (status, lines[-len(shown) :]) == (0, shown)
-    monkeypatch.setenv("PYTHONIOENCODING", "ascii")  # all that some terminals know
-    assert run(tmp_path, "0", "1", python=("-S", "draw.py"))[1][-1] == r"  announced: drand, \xe9"
+    for value in WRONG[member]:
+        assert_malformed({**drawn.raffle, member: value}, drawn.wins)
+
+
+def test_malformed_wins_are_not_checked(drawn):
+    first, *rest = drawn.wins
+    malformed = [{**first, "ticket_number": number} for number in (True, 1.0, math.nan, "1", None)]
+    malformed += [{**first, "prize": 1}, {"ticket_number": 1}, {"prize": "Bicycle"}]
+    malformed += [[1, "Bicycle"], "x", 1, None]
+    for win in malformed:
+        assert_malformed(drawn.raffle, [win, *rest])
+
+
+PROMISE = [
+    "- that the raffle showed the same tickets, prizes and source before the close, and this "
+    "commitment:",
+    "  {draw_commitment}",
+]
+ISSUED = ["- that issued_tickets was {issued_tickets} when the raffle was closed"]
+
+
+@pytest.mark.parametrize(
+    ("before", "remarks"),
+    [
+        ([], PROMISE + ISSUED),
+        (["raffle"], PROMISE + ISSUED),
+        (["decided"], PROMISE + ISSUED),
+        (["closed"], PROMISE),
+        (["open"], ISSUED),
+        (["open", "raffle"], ISSUED),
+        (["closed", "open"], []),
+    ],
+    ids=["nothing", "drawn", "decided", "closed", "open", "open and drawn", "closed and open"],
+)
+def test_the_program_says_what_it_cannot_check(drawn, tmp_path, before, remarks):
+    """It depends on what was saved when."""
+    saved = [getattr(drawn, stage) for stage in before]
+    status, lines = check(tmp_path, drawn.raffle, drawn.wins, before=saved)
+    sentences = 5 if before else 4
+    shown = [remark.format(**drawn.raffle) for remark in remarks]
+    assert status == 0
+    assert lines[sentences:-2] == ["This program cannot check:", *shown]
+
+
+@pytest.mark.parametrize(
+    ("source", "randomness", "remark"),
+    [
+        (
+            None,
+            None,
+            "- that the server did not choose this randomness, because no public randomness was "
+            "used:",
+        ),
+        (
+            None,
+            "7 13",
+            "- that nobody chose this randomness, and that it was unknown to everyone at "
+            "{closed_at}:",
+        ),
+        (
+            "drand, é",
+            "7 13",
+            "- that this randomness is the announced one, and was unknown to everyone at "
+            "{closed_at}:",
+        ),
+    ],
+    ids=["made by the server", "sent", "announced"],
+)
+def test_the_program_shows_the_randomness_and_what_you_must_trust(
+    client, tmp_path, monkeypatch, source, randomness, remark
+):
+    path, _ = client.new_sold_out(randomness_source=source)
+    body = {"public_randomness": randomness} if randomness else None
+    wins = client.draw(path, body).json
+    raffle = client.get(path).json
+
+    shown = [remark.format(**raffle), f"  {raffle['public_randomness']}"]
+    if source:
+        shown.append(f"  announced: {source}")
+    status, lines = check(tmp_path, raffle, wins)
+    assert status == 0
+    assert lines[-len(shown) :] == shown
+
+    # On a terminal that knows no other characters than those of ASCII.
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    status, lines = run(tmp_path, "0", "1", python=("-S", "draw.py"))
+    assert status == 0
+    assert lines[-1] == shown[-1].replace("é", r"\xe9")
 
 
 def test_a_draw_in_the_future_is_a_remark_with_both_times(drawn, tmp_path):
     status, lines = check(tmp_path, {**drawn.raffle, "drawn_at": FUTURE}, drawn.wins)
-    remark = f"The draw is dated {FUTURE}, but this computer's clock shows 2...-..-..T..:..:..Z: one of them is wrong."
-    assert (status, lines[3]) == (0, f"holds  {ORDER}")
-    assert re.fullmatch(remark, lines[4]), lines
+    assert status == 0
+    assert lines[3] == f"holds  {ORDER}"
+    assert re.fullmatch(
+        f"The draw is dated {FUTURE}, but this computer's clock shows 2...-..-..T..:..:..Z: "
+        "one of them is wrong.",
+        lines[4],
+    )
+
+
+# What the program does not check
+
+
+JUNK = [b"", b"\xff", CLEAR.encode(), b"[" * 200_000, json.dumps(CLEAR).encode()]
+
+
+@pytest.mark.parametrize("junk", JUNK, ids=["empty", "no UTF-8", "no JSON", "deep", "a string"])
+def test_a_file_that_is_no_answer_is_not_checked(drawn, tmp_path, junk):
+    assert_not_checked(check(tmp_path, junk, drawn.wins), "0 does not hold ")
 
 
 def test_files_that_are_not_all_answers_are_not_checked(drawn, tmp_path):
-    for junk in (b"", b"\xff", CLEAR.encode(), b"[" * 200_000, json.dumps(CLEAR).encode()):
-        assert_not_checked(check(tmp_path, junk, drawn.wins), "0 does not hold ")
-    assert_not_checked(
-        check(tmp_path, drawn.raffle, drawn.wins, before=[b"x"]), "2 does not hold JSON"
-    )
-    assert_not_checked(check(tmp_path, drawn.raffle, drawn.raffle), "1 does not hold a list")
-    assert_not_checked(check(tmp_path, drawn.raffle, drawn.wins[:5]), "only 5 of 15 wins were read")
-    assert_not_checked(check(tmp_path, drawn.closed, []), "have not been drawn yet")
-    assert_not_checked(check(tmp_path, {"drawn_at": PAST}, drawn.wins), "'id' is missing")
-    assert_not_checked(run(tmp_path, "no-such-file", "1"), "no-such-file")
+    outcome = check(tmp_path, drawn.raffle, drawn.wins, before=[b"x"])
+    assert_not_checked(outcome, "2 does not hold JSON")
+    outcome = check(tmp_path, drawn.raffle, drawn.raffle)
+    assert_not_checked(outcome, "1 does not hold a list")
+    outcome = check(tmp_path, drawn.raffle, drawn.wins[:5])
+    assert_not_checked(outcome, "only 5 of 15 wins were read")
+    outcome = check(tmp_path, drawn.closed, [])
+    assert_not_checked(outcome, "have not been drawn yet")
+    outcome = check(tmp_path, {"drawn_at": PAST, "closes_at": None}, drawn.wins)
+    assert_not_checked(outcome, "'id' is missing")
+    outcome = run(tmp_path, "no-such-file", "1")
+    assert_not_checked(outcome, "no-such-file")
 
 
 def test_no_member_can_send_a_command_to_the_terminal(drawn, tmp_path):
+    """`run` checks what the program prints."""
     for member in drawn.raffle:
         check(tmp_path, {**drawn.raffle, member: CLEAR}, drawn.wins)
     check(tmp_path, drawn.raffle, drawn.wins, before=[dict.fromkeys(drawn.raffle, CLEAR)])
+
+    # The name of a prize may be anything.
     name = f"{CLEAR}\ud800"
-    prizes, wins = (
-        [{**prize, "name": name} for prize in PRIZES],
-        [{**win, "prize": name} for win in drawn.wins],
-    )
-    assert check(tmp_path, {**drawn.raffle, "prizes": prizes}, wins)[0] == 0
+    raffle = {**drawn.raffle, "prizes": [{**prize, "name": name} for prize in PRIZES]}
+    wins = [{**win, "prize": name} for win in drawn.wins]
+    assert check(tmp_path, raffle, wins)[0] == 0
 
 
-def test_a_command_line_that_names_no_draw_is_refused(tmp_path):
-    root = "http://127.0.0.1/raffles/"
-    for arguments in ((), ("0",), (root,), ("ftp://127.0.0.1/raffles/1/",), (f"{root}1/", "1")):
-        assert run(tmp_path, *arguments) == (2, []), arguments
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["0"],
+        ["http://127.0.0.1/raffles/"],
+        ["ftp://127.0.0.1/raffles/1/"],
+        ["http://127.0.0.1/raffles/1/", "1"],
+    ],
+    ids=" ".join,
+)
+def test_a_command_line_that_names_no_draw_is_refused(tmp_path, arguments):
+    assert run(tmp_path, *arguments) == (2, [])
+
+
+# A check that reads from a server
 
 
 def test_a_raffle_is_checked_at_any_address_at_or_below_its_own(serve, tmp_path):
-    server = serve(
-        program=(
-            "-c",
-            "import storage; storage.MAX_WINS_PER_PAGE = 5; import raffle; raffle.main()",
-        )
-    )
+    server = serve(program=(FAULTS, "storage.MAX_WINS_PER_PAGE=5"))
     path, _ = server.create_sold_out(20, PRIZES)  # twenty wins, on four pages
-    address, raffle_id = f"http://127.0.0.1:{server.port}{path}", path.split("/")[2]
     (tmp_path / "before").write_text(json.dumps(server.request("GET", path)[2]))
-    assert server.request("POST", f"{path}winners/", {"public_randomness": "7 13 21"})[0] == 201
-    upper = address.replace(raffle_id, raffle_id.upper()).replace("http", "HTTP")
+    status, _, wins = server.request("POST", f"{path}winners/", {"public_randomness": "7 13 21"})
+    assert (status, len(wins)) == (201, 5)
+
+    address, raffle_id = f"http://127.0.0.1:{server.port}{path}", path.split("/")[2]
     for spelled in (
         address,
         address[:-1],
         f"{address}winners/?limit=2&cursor=3",
         f"{address[:-1]}?x#y",
-        upper,
+        address.replace(raffle_id, raffle_id.upper()).replace("http", "HTTP"),
     ):
         assert run(tmp_path, spelled, "--before", "before")[0] == 0, spelled
     assert_not_checked(run(tmp_path, address.replace(raffle_id, RAFFLE_ID)), "404")
@@ -468,20 +615,33 @@ def test_a_raffle_is_checked_at_any_address_at_or_below_its_own(serve, tmp_path)
 def answer(value, *headers, status="200 OK"):
     """Return the bytes of a response, the value as JSON unless it is bytes already."""
     body = value if isinstance(value, bytes) else json.dumps(value).encode()
-    return "".join(f"{line}\r\n" for line in (f"HTTP/1.1 {status}", *headers, "")).encode() + body
+    lines = [f"HTTP/1.1 {status}", *headers, ""]
+    return "".join(f"{line}\r\n" for line in lines).encode() + body
+
+
+CHUNKED = "Transfer-Encoding: chunked"
+
+
+def link_to(url):
+    return f'Link: <{url}>; rel="next"'
 
 
 class Site(socketserver.ThreadingTCPServer):
-    """A server of one raffle. It answers as it is told: what is below the raffle's path, with pieces of bytes."""
+    """A server of one raffle, which answers as it is told.
+
+    answers: by what follows the raffle's path, pieces of bytes. asked: what was asked for.
+    """
 
     def __init__(self, drawn):
         super().__init__(("127.0.0.1", 0), None)
         self.address = f"http://127.0.0.1:{self.server_address[1]}/raffles/{drawn.raffle['id']}/"
-        self.asked, self.answers = [], {"": [answer(drawn.raffle)], "winners": [answer(drawn.wins)]}
+        self.asked = []
+        self.answers = {"": [answer(drawn.raffle)], "winners": [answer(drawn.wins)]}
         threading.Thread(target=self.serve_forever, args=(0.01,)).start()
 
     def finish_request(self, request, client_address):
-        self.asked.append(request.recv(65536).split()[1].decode().split("/")[3])
+        target = request.recv(65536).split()[1].decode()
+        self.asked.append(target.split("/")[3])
         with suppress(OSError):  # the program may have closed
             for piece in self.answers[self.asked[-1]]:
                 request.sendall(piece)
@@ -494,12 +654,12 @@ def site(drawn):
         site.shutdown()
 
 
-def test_no_more_pages_are_read_than_the_draw_has_wins(site, drawn, tmp_path):
-    for page in ([], drawn.wins[:1]):
-        site.asked.clear()
-        site.answers["winners"] = [answer(page, NEXT.format(f"{site.address}winners/?cursor=1"))]
-        assert_not_checked(run(tmp_path, site.address))
-        assert site.asked == ["", *["winners"] * 15]
+@pytest.mark.parametrize("wins", [0, 1])
+def test_no_more_pages_are_read_than_the_draw_has_wins(site, drawn, tmp_path, wins):
+    next_page = link_to(f"{site.address}winners/?cursor=1")
+    site.answers["winners"] = [answer(drawn.wins[:wins], next_page)]
+    assert_not_checked(run(tmp_path, site.address))
+    assert site.asked == ["", *["winners"] * 15]
 
 
 def test_an_answer_is_read_up_to_16_mib(site, drawn, tmp_path):
@@ -507,52 +667,73 @@ def test_an_answer_is_read_up_to_16_mib(site, drawn, tmp_path):
     for length, expected in ((16 * 2**20, 0), (16 * 2**20 + 1, 1)):
         site.answers[""] = [answer(raffle.ljust(length))]
         assert run(tmp_path, site.address)[0] == expected, length
-    # Not even if the length of a chunk is negative.
-    for head in (answer(b""), answer(b"f" * 15 + b"\r\n", CHUNKED), answer(b"-1\r\n", CHUNKED)):
-        pieces = repeat(bytes(2**20), 64)
-        site.answers[""] = chain([head], pieces)
-        assert_not_checked(run(tmp_path, site.address))
-        assert next(pieces, None), head
 
 
-def test_a_server_that_stalls_is_given_up(site, tmp_path):
-    patched = "import sys; sys.path.append('.'); import draw; draw.READ_TIMEOUT = 0.2; sys.exit(draw.main())"
-    for start in (b"", answer(b"{")):
-        is_over = threading.Event()
-        site.answers[""] = chain([start], (b"" for _ in [0] if is_over.wait(70)))
-        assert_not_checked(run(tmp_path, site.address, python=("-ISc", patched)), "timed out")
-        is_over.set()
+@pytest.mark.parametrize(
+    "head",
+    [answer(b""), answer(b"f" * 15 + b"\r\n", CHUNKED), answer(b"-1\r\n", CHUNKED)],
+    ids=["without a length", "in a long chunk", "in a chunk of negative length"],
+)
+def test_an_endless_answer_is_not_read_to_its_end(site, tmp_path, head):
+    pieces = repeat(bytes(2**20), 64)
+    site.answers[""] = chain([head], pieces)
+    assert_not_checked(run(tmp_path, site.address))
+    assert next(pieces, None)
 
 
-def test_what_is_no_answer_of_the_raffle_is_not_checked(site, drawn, tmp_path):
-    lies = [
-        b"",
-        f"{CLEAR}\r\n".encode(),
-        answer(b"{"),
-        answer(b"[" * 200_000),
-        answer([drawn.raffle]),
-    ]
-    lies += [
-        answer(b"[]", status=f"404 {CLEAR}"),
-        answer(b"", f"Location: http://{CLEAR}/", status="302 Found"),
-    ]
-    lies += [
-        answer(b"2\r\n[", CHUNKED),
-        answer(CLEAR.encode(), CHUNKED),
-        answer({**drawn.raffle, "id": RAFFLE_ID}),
-    ]
-    for below, wrong in (("", lies), ("winners", [answer(drawn.raffle), answer([[CLEAR]])])):
-        [good] = site.answers[below]
-        for lie in (
-            *wrong,
-            good[:-9],
-            good.replace(b"\r\n", b"\r\nContent-Length: 9999\r\n", 1)[:-9],
-        ):
-            site.answers[below] = [lie]
-            assert_not_checked(run(tmp_path, site.address))
-        site.answers[below] = [good]
-    # Nor is a file read because a server says so.
-    (tmp_path / "rest").write_text(json.dumps(drawn.wins[5:]))
-    for target in ((tmp_path / "rest").as_uri(), f"http://{CLEAR}/?"):
-        site.answers["winners"] = [answer(drawn.wins[:5], NEXT.format(target))]
-        assert_not_checked(run(tmp_path, site.address))
+@pytest.mark.parametrize("start", [b"", answer(b"{")], ids=["at once", "in the answer"])
+def test_a_server_that_stalls_is_given_up(site, tmp_path, start):
+    is_over = threading.Event()
+
+    def stall():
+        yield start
+        is_over.wait(70)
+
+    site.answers[""] = stall()
+    impatient = (ROOT / FAULTS, "draw.READ_TIMEOUT=0.2", "check")
+    assert_not_checked(run(tmp_path, site.address, python=impatient), "timed out")
+    is_over.set()
+
+
+def truncated(response):
+    """Return a response whose connection is closed too early, without and with its length."""
+    with_length = response.replace(b"\r\n", b"\r\nContent-Length: 9999\r\n", 1)
+    return {"cut off": response[:-9], "shorter than it says": with_length[:-9]}
+
+
+def test_what_is_no_answer_of_a_raffle_is_not_checked(site, drawn, tmp_path):
+    lies = {
+        "nothing": b"",
+        "no HTTP": f"{CLEAR}\r\n".encode(),
+        "no JSON": answer(b"{"),
+        "deep JSON": answer(b"[" * 200_000),
+        "a list": answer([drawn.raffle]),
+        "an error": answer(b"[]", status=f"404 {CLEAR}"),
+        "a redirection": answer(b"", f"Location: http://{CLEAR}/", status="302 Found"),
+        "half a chunk": answer(b"2\r\n[", CHUNKED),
+        "no chunk": answer(CLEAR.encode(), CHUNKED),
+        "another raffle": answer({**drawn.raffle, "id": RAFFLE_ID}),
+        **truncated(answer(drawn.raffle)),
+    }
+    for name, lie in lies.items():
+        site.answers[""] = [lie]
+        assert_not_checked(run(tmp_path, site.address), message=name)
+
+
+def test_what_is_no_list_of_wins_is_not_checked(site, drawn, tmp_path):
+    lies = {
+        "a raffle": answer(drawn.raffle),
+        "a list of lists": answer([[CLEAR]]),
+        **truncated(answer(drawn.wins)),
+    }
+    for name, lie in lies.items():
+        site.answers["winners"] = [lie]
+        assert_not_checked(run(tmp_path, site.address), message=name)
+
+
+def test_a_next_page_is_read_from_the_same_server_only(site, drawn, tmp_path):
+    rest = tmp_path / "rest"
+    rest.write_text(json.dumps(drawn.wins[5:]))
+    for target in (rest.as_uri(), f"http://{CLEAR}/?"):
+        site.answers["winners"] = [answer(drawn.wins[:5], link_to(target))]
+        assert_not_checked(run(tmp_path, site.address), message=target)

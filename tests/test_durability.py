@@ -333,15 +333,21 @@ def test_a_draw_that_another_program_takes_a_win_from_fails(serve):
 
 
 @pytest.mark.parametrize(
-    "win",
-    ["(1, 2, 9, 1, NULL)", "(1, 2, 1, 1, NULL)"],
+    "ticket_number",
+    [9, 1],
     ids=["of a ticket that does not exist", "of a ticket that has won"],
 )
-def test_a_draw_that_another_program_adds_a_win_to_fails(serve, database, win):
+def test_a_draw_that_another_program_adds_a_win_to_fails(serve, database, ticket_number):
     server = serve()
     path, _ = server.create_sold_out(1)
     with closing(sqlite3.connect(database, isolation_level=None)) as other:
-        other.execute(f"INSERT INTO win VALUES {win}")
+        other.execute(
+            """
+            INSERT INTO win (raffle, position, ticket_number, prize_position)
+            VALUES (1, 2, ?, 1)
+            """,
+            (ticket_number,),
+        )
 
     assert server.request("POST", f"{path}winners/")[0] == 500
     assert_draw_failed(server, path)

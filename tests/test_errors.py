@@ -6,6 +6,7 @@ README.md and openapi.json must name the same refusals.
 import re
 import sqlite3
 from contextlib import closing
+from datetime import date, timedelta
 
 import pytest
 from helpers import MANAGER, NO_RAFFLE, ONE_PRIZE, README, STRANGER, Client, refused
@@ -17,15 +18,25 @@ ALLOWED = {  # by path
     "/openapi.json": "GET, HEAD",
     "/health": "GET, HEAD",
     "/raffles/": "GET, HEAD, POST",
-    NO_RAFFLE: "GET, HEAD",
+    NO_RAFFLE: "DELETE, GET, HEAD",
     f"{NO_RAFFLE}participate/": "POST",
     f"{NO_RAFFLE}close/": "POST",
     f"{NO_RAFFLE}winners/": "GET, HEAD, POST",
     f"{NO_RAFFLE}verify-ticket/": "POST",
     f"{NO_RAFFLE}redeem/": "POST",
+    f"{NO_RAFFLE}replacements/": "GET, HEAD, POST",
 }
-POSTS = [path for path, methods in ALLOWED.items() if "POST" in methods]
-MANAGED = [path for path in POSTS if not path.endswith(("/participate/", "/verify-ticket/"))]
+CHANGES = [  # (method, path)
+    (method, path)
+    for path, methods in ALLOWED.items()
+    for method in ("POST", "DELETE")
+    if method in methods
+]
+MANAGED = [
+    (method, path)
+    for method, path in CHANGES
+    if not path.endswith(("/participate/", "/verify-ticket/"))
+]
 
 TICKET = {"ticket_number": 1, "verification_code": "x"}
 BODIES = {  # by path: what a POST needs to be understood
@@ -33,6 +44,7 @@ BODIES = {  # by path: what a POST needs to be understood
     f"{NO_RAFFLE}winners/": {},
     f"{NO_RAFFLE}verify-ticket/": TICKET,
     f"{NO_RAFFLE}redeem/": TICKET,
+    f"{NO_RAFFLE}replacements/": {"ticket_number": 1, "prize": "Book", "reason": "declined"},
 }
 
 # By rule: the status, and the sentence unless that holds a value that is tested elsewhere.
@@ -44,7 +56,9 @@ RULES = {
     "too-many-prizes": (400, "Too many prizes"),
     "no-tickets-left": (410, "Tickets to this raffle are no longer available"),
     "already-participated": (403, "Your ip address has already participated in this raffle"),
+    "has-participants": (403, "Tickets of the raffle have been issued, so it cannot be deleted"),
     "already-closed": (403, "The raffle has already been closed"),
+    "closes-by-itself": (403, None),
     "tickets-left": (403, "Winners can't be drawn when tickets are still available"),
     "randomness-required": (400, "The raffle is drawn with public_randomness from: drand {r} 7"),
     "already-drawn": (403, "Winners for the raffle have already been drawn"),
@@ -52,6 +66,7 @@ RULES = {
     "invalid-code": (400, "Invalid verification code"),
     "no-prize": (403, "This ticket has not won a prize"),
     "already-redeemed": (403, None),
+    "no-tickets-left-to-draw": (403, "Every ticket of the raffle has been drawn"),
 }
 
 
@@ -72,35 +87,59 @@ def refusals(client):
     [lost] = [ticket for ticket in tickets if ticket["ticket_number"] != win["ticket_number"]]
     client.redeem(drawn, won)
 
+    all_won, [winner] = client.new_sold_out(1)
+    client.draw(all_won)
+    timed = client.new_raffle(closes_at=f"{date.today() + timedelta(days=2)}T00:00:00Z")
+
     return {
         "no-such-raffle": [
             client.send("GET", NO_RAFFLE),
             client.send("GET", f"{NO_RAFFLE}winners/"),
-            *(client.send("POST", path, BODIES.get(path)) for path in POSTS if path != "/raffles/"),
+            client.send("GET", f"{NO_RAFFLE}replacements/"),
+            *(
+                client.send(method, path, BODIES.get(path))
+                for method, path in CHANGES
+                if path != "/raffles/"
+            ),
         ],
         "invalid-page": [
             client.send("GET", "/raffles/?limit=x"),
             client.send("GET", f"{drawn}winners/?limit=x"),
+            client.send("GET", f"{drawn}replacements/?limit=x"),
         ],
-        "not-a-manager": [client.send("POST", path, address=STRANGER) for path in MANAGED],
-        "cross-origin": [client.send("POST", path, Sec_Fetch_Site="cross-site") for path in POSTS],
+        "not-a-manager": [client.send(method, path, address=STRANGER) for method, path in MANAGED],
+        "cross-origin": [
+            client.send(method, path, Sec_Fetch_Site="cross-site") for method, path in CHANGES
+        ],
         "too-many-prizes": [client.create(1, ONE_PRIZE * 2, "*")],
         "no-tickets-left": [client.participate(drawn, status="*")],
         "already-participated": [client.participate(running, status="*")],
+        "has-participants": [client.delete_raffle(drawn, "*")],
         "already-closed": [client.close(drawn, "*")],
+        "closes-by-itself": [client.close(timed, "*")],
         "tickets-left": [client.draw(running, status="*")],
         "randomness-required": [client.draw(announced, status="*")],
         "already-drawn": [client.draw(drawn, status="*")],
         "not-drawn": [
             client.verify(running, running_ticket, "*"),
             client.redeem(running, running_ticket, "*"),
+            client.replace(running, running_ticket["ticket_number"], "Bicycle", status="*"),
         ],
         "invalid-code": [
             client.verify(drawn, TICKET, "*"),
             client.redeem(drawn, TICKET, "*"),
         ],
-        "no-prize": [client.redeem(drawn, lost, "*")],
-        "already-redeemed": [client.redeem(drawn, won, "*")],
+        "no-prize": [
+            client.redeem(drawn, lost, "*"),
+            client.replace(drawn, lost["ticket_number"], "Bicycle", status="*"),
+        ],
+        "already-redeemed": [
+            client.redeem(drawn, won, "*"),
+            client.replace(drawn, won["ticket_number"], "Bicycle", status="*"),
+        ],
+        "no-tickets-left-to-draw": [
+            client.replace(all_won, winner["ticket_number"], "Bicycle", status="*")
+        ],
     }
 
 
@@ -128,7 +167,7 @@ def refusals_described(description):
     return {
         (operation(method, path), int(status), rule)
         for path, operations in description["paths"].items()
-        for method in operations.keys() & {"get", "post"}
+        for method in operations.keys() & {"get", "post", "delete"}
         for status, response in operations[method]["responses"].items()
         for rule in rules_in(response, description["components"])
     }

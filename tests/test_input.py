@@ -657,6 +657,7 @@ NULLABLE = {
     "sequence",
     "randomness_source",
     "address_key",
+    "closes_at",
     "closed_at",
     "public_randomness",
     "drawn_at",
@@ -677,6 +678,9 @@ IMPOSSIBLE = [
     "raffle SET address_key = NULL WHERE sequence = 2",
     "raffle SET address_key = zeroblob(32) WHERE sequence = 3",
     "raffle SET closed_at = '2000' WHERE sequence = 2",
+    "raffle SET closes_at = created_at",
+    "raffle SET closes_at = '2999' WHERE sequence = 1",
+    "raffle SET closes_at = datetime(created_at, '+1 days'), closed_at = '2999' WHERE sequence = 1",
     "raffle SET public_randomness = 'x' WHERE sequence = 1",
     "raffle SET public_randomness = NULL WHERE sequence = 3",
     "raffle SET drawn_at = '2000' WHERE sequence = 3",
@@ -692,6 +696,11 @@ IMPOSSIBLE = [
     "ticket SET salt = x'00'",
     "ticket SET iterations = 999",
     "ticket SET code_hash = x'00'",
+    "replacement SET reason = 'ill'",
+    "replacement SET sequence = 0",
+    "replacement SET position = 9",
+    "replacement SET ticket_number = replaced_ticket_number",
+    "replacement SET ticket_number = 1, replaced_ticket_number = 2",
 ]
 
 
@@ -699,10 +708,12 @@ IMPOSSIBLE = [
 def test_the_database_refuses_what_no_raffle_can_be(client, database, change):
     client.new_raffle()
     client.close(client.new_raffle())
-    drawn, _ = client.new_sold_out(2, [{"name": "Pen", "amount": 2}])
-    client.draw(drawn)
+    drawn, _ = client.new_sold_out(4, [{"name": "Pen", "amount": 2}])
+    for win in client.draw(drawn).json:
+        client.replace(drawn, win["ticket_number"], "Pen")
 
     with closing(sqlite3.connect(database)) as other, pytest.raises(sqlite3.IntegrityError):
+        other.execute("PRAGMA foreign_keys = ON")
         other.execute(f"UPDATE {change}")
 
 
@@ -712,7 +723,7 @@ def test_only_these_columns_may_be_null(client, database):
         """
         SELECT col.name
         FROM sqlite_schema AS tab, pragma_table_info(tab.name) AS col
-        WHERE NOT col."notnull"
+        WHERE tab.type = 'table' AND tab.name NOT LIKE 'sqlite_%' AND NOT col."notnull"
         """,
     )
 

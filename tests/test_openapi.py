@@ -23,7 +23,7 @@ EXAMPLES = {  # the body of the success of each operation
     operation["operationId"]: response["content"]["application/json"].get("example")
     for operation in OPERATIONS.values()
     for status, response in operation["responses"].items()
-    if status < "3"
+    if status < "3" and "content" in response
 }
 
 

@@ -495,7 +495,7 @@ def assert_changes(client, headers, is_allowed):
     """
     description = client.get("/openapi.json").json
     posts = [path for path, methods in description["paths"].items() if "post" in methods]
-    assert len(posts) == 6
+    assert len(posts) == 7
     before = len(client.get("/raffles/").json)
 
     for path in posts:
