@@ -1,33 +1,36 @@
 """One SQLite file: a thread that writes, with group commit, and connections that read.
 
 Requests hand their writes to the thread, which runs all that wait in one
-transaction: under load, one sync of the disk pays for many. Nothing that decides
-is remembered between transactions, so other programs may use the file as well.
+transaction: under load, one sync of the disk pays for many. Processes that share the
+file take turns. Nothing that decides is remembered between transactions, so other
+programs may use the file as well.
 """
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
-BUSY_TIMEOUT = 5.0  # seconds to wait for another program's lock, as Litestream recommends
+# Seconds to wait for the turn and for another program's lock, as Litestream recommends.
+BUSY_TIMEOUT = 5.0
+CACHE_SIZE = 131072  # KiB: tickets land all over the file, 100 MB for a million
 READERS = 16  # connections; a read waits until one is free
 READ_IDENTITY = (
     "SELECT application_id, user_version FROM pragma_application_id, pragma_user_version"
 )
 PRAGMAS = """
-PRAGMA journal_mode = WAL; -- readers go on while a batch is written; a copy has another mode
 PRAGMA synchronous = FULL; -- what was answered survives a loss of power; NORMAL might undo it
 PRAGMA secure_delete = ON; -- what is deleted is overwritten, not just forgotten
 PRAGMA foreign_keys = ON; -- SQLite does not enforce them by default
-PRAGMA cache_size = -131072; -- KiB: tickets land all over the file, 100 MB for a million
 PRAGMA temp_store = MEMORY; -- the directory for temporary files may be full
 """
 
@@ -48,22 +51,26 @@ class DatabaseUnavailable(Exception):
 
 
 class Write(NamedTuple):
-    """A request that waits for the writing thread, and where that puts its outcome."""
+    """A request that waits for the writing thread, and where that puts its outcome.
+
+    claim: taken once, by the thread to run it, or by the one that waits to give it up.
+    """
 
     action: Action
     group: Any
     request: Any
     reply: queue.SimpleQueue[Any]
+    claim: threading.Lock
 
 
 class Database:
     """One SQLite file. Its methods may be called from any thread of the process that opened it."""
 
-    def __init__(self, path: str | os.PathLike[str], schema: str) -> None:
+    def __init__(self, path: str | os.PathLike[str], schema: str, processes: int = 1) -> None:
         """Open the database at `path`, or create it, readable by its owner only.
 
         schema: SQL that creates the tables and sets application_id and user_version.
-        Raises DatabaseRefused.
+        processes: how many share the memory for the cache. Raises DatabaseRefused.
         """
         if sqlite3.sqlite_version_info < (3, 37):  # STRICT tables
             raise DatabaseRefused(
@@ -76,6 +83,7 @@ class Database:
         self._has_warned_of_fork = False
         self._is_failing = False  # the last transaction that should have written failed
         self._is_closing = False
+        self._turn_wanted_since: float | None = None  # while the thread waits for its turn
         # Held to set _is_closing and to put a write: so nothing follows the None of close().
         self._close_lock = threading.Lock()
         self._writes: queue.SimpleQueue[Write | None] = queue.SimpleQueue()
@@ -84,13 +92,16 @@ class Database:
         try:
             _prepare(self.path, schema)
             self._writer = _connect(self.path, "rw")
-            self._writer.executescript(schema + PRAGMAS)
+            _set_wal_mode(self._writer)
+            self._writer.executescript(PRAGMAS)
+            self._writer.executescript(f"PRAGMA cache_size = -{CACHE_SIZE // processes}")
             # The first read opens the -wal file: now, so that it is not another one later.
             self._writer.execute(READ_IDENTITY).fetchall()
             for _ in range(READERS):
                 reader = _connect(self.path, "ro")
                 reader.execute(READ_IDENTITY).fetchall()
                 self._readers.put(reader)
+            self._turn = os.open(f"{self.path}-wal", os.O_RDONLY | os.O_CLOEXEC)
             self._files = self._identify_files()
         except (OSError, sqlite3.Error) as error:
             reason = getattr(error, "strerror", error)
@@ -135,16 +146,29 @@ class Database:
         DatabaseUnavailable.
         """
         self._require_own_process()
-        reply: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        if self._is_turn_overdue():
+            raise DatabaseUnavailable
+        write = Write(action, group, request, queue.SimpleQueue(), threading.Lock())
         with self._close_lock:
             if self._is_closing:
                 raise DatabaseUnavailable
-            self._writes.put(Write(action, group, request, reply))
+            self._writes.put(write)
 
-        outcome = reply.get()
+        outcome = self._wait_for(write)
         if isinstance(outcome, BaseException):
             raise outcome
         return outcome
+
+    def _wait_for(self, write: Write) -> Any:
+        """Return the outcome of a write. Raises DatabaseUnavailable if it is not run in time."""
+        try:
+            return write.reply.get(timeout=BUSY_TIMEOUT)
+        except queue.Empty:
+            if write.claim.acquire(blocking=False):
+                # It is left in the queue, and never run.
+                log.warning("A write has waited for %g seconds for another process", BUSY_TIMEOUT)
+                raise DatabaseUnavailable from None
+            return write.reply.get()
 
     def require_writable(self) -> None:
         """Raise DatabaseUnavailable unless a transaction commits.
@@ -163,7 +187,8 @@ class Database:
             self._writes.put(None)
         # The garbage collector may close an application in any thread, this one included.
         if threading.current_thread() is not self._thread:
-            self._thread.join()
+            while self._thread.is_alive() and not self._is_turn_overdue():
+                self._thread.join(0.1)
 
     def _require_own_process(self) -> None:
         """Raise DatabaseUnavailable in a process that was forked after the database was opened.
@@ -199,47 +224,76 @@ class Database:
 
     def _run_writes(self) -> None:
         while not (self._is_closing and self._writes.empty()):
-            batch = self._collect_batch()
-            if batch:
-                self._write_batch(batch)
+            first = self._writes.get()
+            if first is not None:
+                self._write_batch(first)
 
         for reader in [self._readers.get() for _ in range(READERS)]:
             reader.close()
             self._readers.put(reader)  # refuses those who wait for it
         # The last connection to close removes the -wal file: so not a reader.
         self._writer.close()
+        os.close(self._turn)
 
-    def _collect_batch(self) -> list[Write]:
-        """Wait for a write, and return it with all that are there by then."""
-        batch = [self._writes.get()]
-        while not self._writes.empty():  # only this thread takes from it
-            batch.append(self._writes.get())
-        return [write for write in batch if write is not None]
-
-    def _write_batch(self, batch: list[Write]) -> None:
-        """Run a batch in one transaction, then answer each of its requests."""
-        groups: dict[tuple[Action, Any], list[Write]] = {}
-        for write in batch:
-            groups.setdefault((write.action, write.group), []).append(write)
-
+    def _write_batch(self, first: Write) -> None:
+        """Run all writes that wait in one transaction, then answer each of them."""
+        waited = self._take_turn()
         try:
-            outcomes = self._commit(groups)
-        except BaseException as error:  # whatever it is, nobody may wait for ever
-            with suppress(sqlite3.Error):  # SQLite may have rolled back already
-                self._writer.execute("ROLLBACK")
-            outcomes = [self._failure(error)] * len(batch)
+            groups = self._collect_groups(first)
+            writes = [write for group in groups.values() for write in group]
+            try:
+                outcomes = self._commit(groups, waited) if groups else []
+            except BaseException as error:  # whatever it is, nobody may wait for ever
+                with suppress(sqlite3.Error):  # SQLite may have rolled back already
+                    self._writer.execute("ROLLBACK")
+                outcomes = [self._failure(error)] * len(writes)
+        finally:
+            fcntl.flock(self._turn, fcntl.LOCK_UN)
 
-        writes = [write for group in groups.values() for write in group]
         for write, outcome in zip(writes, outcomes):
             write.reply.put(outcome)
 
-    def _commit(self, groups: dict[tuple[Action, Any], list[Write]]) -> list[Any]:
+    def _take_turn(self) -> float:
+        """Wait until no other of our processes writes; return the seconds that took.
+
+        SQLite's lock is polled with growing pauses, so that of two busy processes one
+        starves (p99 of 1 s). flock is fair, and the kernel releases it when a process
+        dies. It is on the -wal file, on which SQLite has no locks: on the database,
+        closing any descriptor would drop those of the whole process. Held until the
+        checkpoint that may follow a COMMIT is over, because SQLite before 3.51.3 can
+        damage a file that two processes checkpoint at once.
+        """
+        began = time.monotonic()
+        self._turn_wanted_since = began
+        fcntl.flock(self._turn, fcntl.LOCK_EX)
+        self._turn_wanted_since = None
+        return time.monotonic() - began
+
+    def _is_turn_overdue(self) -> bool:
+        """Return whether another process has kept its turn for too long, as if it were stopped."""
+        since = self._turn_wanted_since
+        return since is not None and time.monotonic() > since + BUSY_TIMEOUT
+
+    def _collect_groups(self, first: Write) -> dict[tuple[Action, Any], list[Write]]:
+        """Return the first write and all that wait by now, except for those that were given up."""
+        batch: list[Write | None] = [first]
+        while not self._writes.empty():  # only this thread takes from it
+            batch.append(self._writes.get())
+
+        groups: dict[tuple[Action, Any], list[Write]] = {}
+        for write in batch:
+            if write is not None and write.claim.acquire(blocking=False):
+                groups.setdefault((write.action, write.group), []).append(write)
+        return groups
+
+    def _commit(self, groups: dict[tuple[Action, Any], list[Write]], waited: float) -> list[Any]:
         """Run the groups in one transaction; return the outcomes of all, in the order of groups.
 
-        Each runs behind a savepoint, so that one that fails leaves nothing.
+        Each runs behind a savepoint, so that one that fails leaves nothing. waited:
+        seconds that those who wait have waited already.
         """
         changes = self._writer.total_changes
-        self._writer.execute("BEGIN IMMEDIATE")
+        self._begin(waited)
         outcomes: list[Any] = []
         for (action, group), writes in groups.items():
             self._writer.execute("SAVEPOINT before_group")
@@ -266,6 +320,17 @@ class Database:
         if self._writer.total_changes > changes or (_rewrite_version, None) in groups:
             self._end_failing()
         return outcomes
+
+    def _begin(self, waited: float) -> None:
+        """Begin a transaction. A lock of another program gets the rest of BUSY_TIMEOUT."""
+        if waited < BUSY_TIMEOUT / 10:
+            self._writer.execute("BEGIN IMMEDIATE")
+            return
+        if not self._is_failing:
+            self._set_busy_timeout(max(0, BUSY_TIMEOUT - waited))
+        self._writer.execute("BEGIN IMMEDIATE")
+        if not self._is_failing:
+            self._set_busy_timeout(BUSY_TIMEOUT)
 
     def _lose_commit(self, error: sqlite3.Error) -> None:
         """Refuse everything from now on.
@@ -345,15 +410,38 @@ def _prepare(path: Path, schema: str) -> None:
         model.executescript(schema)
         [(application, needed)] = model.execute(READ_IDENTITY).fetchall()
     with closing(_connect(path, "rw")) as connection:
+        [identity] = connection.execute(READ_IDENTITY).fetchall()
+        if tuple(identity) == (application, needed):
+            return  # without a lock: another process may be busy with it
+
         # In a write transaction, so that another start has either done nothing or all.
         connection.execute("BEGIN IMMEDIATE")
         [(found, version)] = connection.execute(READ_IDENTITY).fetchall()
         if path.stat().st_size and found != application:
             raise DatabaseRefused(f"{path} was made by another program")
-    if found and version != needed:
-        raise DatabaseRefused(
-            f"{path} has version {version}, but this program needs version {needed}"
-        )
+        if found and version != needed:
+            raise DatabaseRefused(
+                f"{path} has version {version}, but this program needs version {needed}"
+            )
+        connection.execute("ROLLBACK")
+        connection.executescript(schema)
+
+
+def _set_wal_mode(connection: sqlite3.Connection) -> None:
+    """Have SQLite keep a -wal file, so that readers go on while a batch is written.
+
+    A new database and a copy made by VACUUM INTO have another mode. To change it,
+    SQLite does not wait for a lock.
+    """
+    deadline = time.monotonic() + BUSY_TIMEOUT
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL").fetchall()
+            return
+        except sqlite3.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
 
 
 def _connect(path: Path, mode: str) -> sqlite3.Connection:

@@ -108,6 +108,7 @@ ROUNDS = 24
 MAX_ANSWER = 16 * 2**20  # bytes
 READ_TIMEOUT = 60  # seconds
 MAX_READS = 3  # of a raffle whose winners are being replaced
+MAX_FAULTS = 100  # wins that are not as computed, before it no longer matters why
 # What a raffle shows from the start, and what it shows once it is closed.
 FROM_START = (
     "id",
@@ -123,6 +124,10 @@ FROM_CLOSE = ("issued_tickets", "closed_at")
 
 
 # The deck and the draw
+
+
+_pack_round = struct.Struct(">QQ").pack
+_read_word = struct.Struct(">Q24x").unpack  # the first of a digest
 
 
 def derive_deal_key(raffle_id: str, secret: bytes) -> bytes:
@@ -145,8 +150,9 @@ def number_at(deal_key: bytes, total_tickets: int, place: int) -> int:
     while True:
         left, right = divmod(x, side)
         for number in range(ROUNDS):
-            digest = hashlib.sha256(deal_key + struct.pack(">QQ", number, right)).digest()
-            left, right = right, (left + int.from_bytes(digest[:8], "big")) % side
+            digest = hashlib.sha256(deal_key + _pack_round(number, right)).digest()
+            [word] = _read_word(digest)
+            left, right = right, (left + word) % side
         x = left * side + right
         if x < total_tickets:
             return x + 1
@@ -189,7 +195,7 @@ def winning_numbers(
     amount: int,
     first: int = 1,
 ) -> Iterator[int]:
-    """Yield the numbers of the tickets that are drawn, `amount` of them from the `first` on.
+    """Yield the numbers of the tickets that are drawn: `amount` of them, from the `first` on.
 
     Those of the prizes come first, in their order, then those of replacements.
     Arguments as for `drawn_places`. total_tickets: issued_tickets to MAX_TICKETS.
@@ -266,64 +272,95 @@ def _require_all_replacements(raffle: Raffle, replacements: Sequence[Item]) -> N
 
 
 def _wins_follow(raffle: Raffle, wins: Iterable[Item], replacements: Sequence[Item]) -> bool:
-    """Return whether the wins are the computed ones. Raises ValueError if some are missing."""
+    """Return whether the wins are the computed ones, after the replacements.
+
+    Raises ValueError if some are missing, or if wins and replacements were read at
+    different times.
+    """
     amount = amount_of_wins(raffle["prizes"], raffle["issued_tickets"])
-    numbers = [_number_and_prize(replacement)[0] for replacement in replacements]
-    computed_numbers = _computed_numbers(raffle, len(replacements), first=amount + 1)
-    replaced = _by_replaced_number(replacements)
-    is_as_computed = numbers == list(computed_numbers) and len(replaced) == len(replacements)
-    names = (prize["name"] for prize in raffle["prizes"] for _ in range(prize["amount"]))
-    computed = zip(_computed_numbers(raffle, amount), names)
-
-    listed = 0
-    followed = 0
-    for win in wins:
-        listed += 1
-        number_and_prize = _number_and_prize(win)
-        # After a difference nothing more is computed, but what is listed is still read.
-        if not is_as_computed:
-            continue
-        if listed > amount:
-            is_as_computed = False
-            continue
-
-        number, name = next(computed)
-        last_order = 0
-        while is_as_computed and number in replaced:
-            order, replacement = replaced[number]
-            # A prize goes to a ticket before it goes on, under its own name.
-            is_as_computed = order > last_order and replacement["prize"] == name
-            last_order = order
-            number = replacement["ticket_number"]
-            followed += 1
-        is_as_computed = is_as_computed and number_and_prize == (number, name)
-    if listed < amount:
-        raise ValueError(f"only {listed} of {amount} wins were read: all pages are needed")
-    # Each replacement was of one who held a prize.
-    return is_as_computed and followed == len(replacements)
-
-
-def _computed_numbers(raffle: Raffle, amount: int, first: int = 1) -> Iterator[int]:
-    return winning_numbers(
+    # Not computed before they are needed: what a server says may be endless.
+    numbers = winning_numbers(
         raffle["id"],
         bytes.fromhex(raffle["secret"]),
         raffle["public_randomness"],
         raffle["total_tickets"],
         raffle["issued_tickets"],
-        amount,
-        first,
+        raffle["issued_tickets"],
     )
+    names = (prize["name"] for prize in raffle["prizes"] for _ in range(prize["amount"]))
+    replaced = _by_replaced_number(replacements)
+
+    listed = 0
+    faults: list[
+        tuple[int, list[int]]
+    ] = []  # a number that is listed, and those that held the prize
+    is_hopeless = False
+    followed = []
+    for win in wins:
+        listed += 1
+        listed_number, listed_name = _number_and_prize(win)
+        if is_hopeless or listed > amount or len(faults) > MAX_FAULTS:
+            is_hopeless = True  # nothing more is computed, but what is listed is still read
+            continue
+
+        name = next(names)
+        holders = _holders(next(numbers), name, replaced)
+        followed += holders[1:]
+        if listed_name != name:
+            is_hopeless = True
+        elif listed_number != holders[-1]:
+            faults.append((listed_number, holders))
+    if listed < amount:
+        raise ValueError(f"only {listed} of {amount} wins were read: all pages are needed")
+    if is_hopeless or not (faults or replacements):
+        return not is_hopeless
+
+    drawn_next = list(itertools.islice(numbers, len(replacements) + MAX_FAULTS))
+    due = drawn_next[: len(replacements)]
+    # Each replacement went to the next ticket, and was of one who held the prize.
+    if sorted(followed) != sorted(due) or not _are_in_order(replacements, due):
+        return False
+    if faults and all(number in holders + drawn_next for number, holders in faults):
+        raise ValueError(
+            "winners and replacements were read at different times: read the raffle, its winners "
+            "and its replacements again"
+        )
+    return not faults
 
 
-def _by_replaced_number(replacements: Sequence[Item]) -> dict[int, tuple[int, Item]]:
-    """Return the replacements, each with its order from 1 on, by the number that was replaced."""
+def _by_replaced_number(replacements: Sequence[Item]) -> dict[int, Item]:
+    """Return the replacements by the number that was replaced. Raises ValueError."""
     replaced = {}
-    for order, replacement in enumerate(replacements, 1):
+    for replacement in replacements:
         number = replacement["replaced_ticket_number"]
+        _number_and_prize(replacement)
         if type(number) is not int:
             raise ValueError("a replacement is not of the form {..., replaced_ticket_number}")
-        replaced[number] = (order, replacement)
+        replaced[number] = replacement
     return replaced
+
+
+def _holders(first: int, name: str, replaced: dict[int, Item]) -> list[int]:
+    """Return the numbers that have held a prize, from the first one to the present one."""
+    holders = [first]
+    while holders[-1] in replaced and len(holders) <= len(replaced):
+        replacement = replaced[holders[-1]]
+        if replacement["prize"] != name:
+            break
+        holders.append(replacement["ticket_number"])
+    return holders
+
+
+def _are_in_order(replacements: Sequence[Item], due: list[int]) -> bool:
+    """Return whether each replacement was of a ticket that was drawn before the new one.
+
+    due: the new ones, in the order of the draw.
+    """
+    order = {number: n for n, number in enumerate(due)}
+    return all(
+        order.get(replacement["replaced_ticket_number"], -1) < order[replacement["ticket_number"]]
+        for replacement in replacements
+    )
 
 
 def _number_and_prize(win: Item) -> tuple[int, str]:
@@ -396,7 +433,8 @@ def _require_drawn(raffle: Raffle) -> None:
         raise ValueError("total_tickets or prizes are out of range")
     if type(issued_tickets) is not int or not 0 <= issued_tickets <= total_tickets:
         raise ValueError("issued_tickets is malformed")
-    if type(raffle["replacements"]) is not int or raffle["replacements"] < 0:
+    left = issued_tickets - amount_of_wins(raffle["prizes"], issued_tickets)
+    if type(raffle["replacements"]) is not int or not 0 <= raffle["replacements"] <= left:
         raise ValueError("replacements is malformed")
 
 
@@ -467,10 +505,12 @@ def _print_remarks(raffle: Raffle, saved: Sequence[Raffle]) -> None:
             "one of them is wrong."
         )
 
-    print("This program cannot check:")
     # Once the randomness is decided, the server knows the winners.
     early = [earlier for earlier in saved if earlier["public_randomness"] is None]
-    if all(earlier["closed_at"] for earlier in early):
+    saved_before_close = [earlier for earlier in early if not earlier["closed_at"]]
+    saved_after_close = [earlier for earlier in early if earlier["closed_at"]]
+    print("This program cannot check:")
+    if not saved_before_close:
         print(
             "- that the raffle showed the same tickets, prizes and source before the close, and "
             "this commitment:"
@@ -478,10 +518,10 @@ def _print_remarks(raffle: Raffle, saved: Sequence[Raffle]) -> None:
         print(f"  {raffle['draw_commitment']}")
     if raffle["replacements"]:
         print(
-            "- that a winner who was replaced could not be found, declined or may not win: whom to "
-            "replace, and in which order, was the manager's decision"
+            "- the reasons and times of replacements: whom to replace, and in which order, was the "
+            "manager's decision"
         )
-    if not any(earlier["closed_at"] for earlier in early):
+    if not saved_after_close:
         print(f"- that issued_tickets was {raffle['issued_tickets']} when the raffle was closed")
 
     randomness = raffle["public_randomness"]
@@ -531,22 +571,26 @@ def _check_on_server(
 
     If a winner is replaced meanwhile, all is read again.
     """
-    raffle = _fetch_raffle(address)
     for _ in range(MAX_READS):
+        raffle = _fetch_raffle(address)
         _require_drawn(raffle)
-        amount = amount_of_wins(raffle["prizes"], raffle["issued_tickets"])
-        replacements: list[Item] = []
+        replacements = []
         if raffle["replacements"]:
             url = f"{address[0]}/replacements/"
-            replacements = list(_fetch_items(url, raffle["replacements"] + 1))
+            replacements = list(_fetch_items(url, raffle["replacements"]))
+        amount = amount_of_wins(raffle["prizes"], raffle["issued_tickets"])
         wins = _fetch_items(f"{address[0]}/winners/", amount)
 
-        if len(replacements) == raffle["replacements"]:
+        fault = None
+        results = []
+        try:
             results = check_draw(raffle, wins, saved, replacements)
-            again = _fetch_raffle(address)
-            if again["replacements"] == raffle["replacements"]:
-                return raffle, results
-        raffle = _fetch_raffle(address)
+        except ValueError as error:
+            fault = error
+        if _fetch_raffle(address)["replacements"] == raffle["replacements"]:
+            if fault:
+                raise fault
+            return raffle, results
     raise ValueError("winners are being replaced: try again later")
 
 
@@ -559,7 +603,7 @@ def _fetch_raffle(address: re.Match[str]) -> Raffle:
 
 
 def _fetch_items(url: str, amount: int) -> Iterator[Item]:
-    """Yield the items of all pages, but read no more pages than there are items."""
+    """Yield the items of all pages, but read no more pages than there are items, or one."""
     next_url: str | None = url
     for _ in range(max(1, amount)):
         items, next_url = _fetch(next_url or url, list)

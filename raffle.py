@@ -13,6 +13,7 @@ import math
 import os
 import pkgutil
 import re
+import socket
 import sys
 import weakref
 from collections.abc import Iterable
@@ -369,16 +370,19 @@ def require_time(value: Any, member: str) -> str:
 
     Zeros after the point, as JavaScript's toISOString writes them, are left out.
     """
-    is_time = isinstance(value, str) and re.fullmatch(
-        r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.0+)?Z", value
-    )
-    text = f"{value[:19]}Z" if is_time else ""
+    form = r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.0+)?Z"
+    text = f"{value[:19]}Z" if isinstance(value, str) and re.fullmatch(form, value) else ""
+    expected = "a time in UTC such as 2026-12-24T18:00:00Z"
+    require(_is_time(text), member, expected, value, "a string")
+    return text
+
+
+def _is_time(text: str) -> bool:
     try:
         datetime.strptime(text, storage.TIME_FORMAT)
-    except ValueError:
-        expected = "a time in UTC such as 2026-12-24T18:00:00Z"
-        require(False, member, expected, value, "a string")
-    return text
+    except ValueError:  # such as 30 February
+        return False
+    return True
 
 
 def require_source(value: Any, member: str) -> str:
@@ -718,17 +722,35 @@ def create_app(
     and its connections; so does the end of the process, or of the application.
     Raises settings.SettingError.
     """
-    app = Bottle()
-    app.settings = read_settings(RAFFLE_DATABASE=database, MANAGER_IPS=manager_ips)
-    log.info("Settings: %s", json.dumps(app.settings, default=str))
-    # Beside storage.py, or with it in a zip file; this module may be called __main__.
-    app.description = json.loads(pkgutil.get_data(storage.__name__, "openapi.json") or b"")
+    settings = read_settings(RAFFLE_DATABASE=database, MANAGER_IPS=manager_ips)
+    log_settings(settings)
+    return build_app(settings, open_storage(settings))
+
+
+def log_settings(settings: dict[str, Any]) -> None:
+    log.info("Settings: %s", json.dumps(settings, default=str))
+
+
+def open_storage(settings: dict[str, Any], processes: int = 1) -> storage.Storage:
+    """Return the storage of the database. Raises SettingError.
+
+    processes: how many share the memory for its cache.
+    """
     try:
-        app.storage = storage.Storage(app.settings["RAFFLE_DATABASE"])
+        return storage.Storage(settings["RAFFLE_DATABASE"], processes)
     except storage.DatabaseRefused as error:
         raise SettingError(f"RAFFLE_DATABASE: {error}") from error
+
+
+def build_app(settings: dict[str, Any], opened: storage.Storage) -> Bottle:
+    """Return the application with its settings and storage."""
+    app = Bottle()
+    app.settings = settings
+    app.storage = opened
+    # Beside storage.py, or with it in a zip file; this module may be called __main__.
+    app.description = json.loads(pkgutil.get_data(storage.__name__, "openapi.json") or b"")
     # In place of Bottle's own close(), which does nothing here.
-    app.close = weakref.finalize(app, app.storage.close)
+    app.close = weakref.finalize(app, opened.close)
     # A set to add to, because Bottle refuses to set an attribute twice.
     app.warned_peers = set()
     app.default_error_handler = problem
@@ -775,31 +797,86 @@ def require_own_page() -> None:
 def main() -> None:
     """Serve the application, as the environment says, or answer --help or --version."""
     parse_arguments()
-    set_up_log()
     try:
-        listen = read_settings()["RAFFLE_LISTEN"]
-        try:
-            # Before the database is opened, so that a start that fails leaves no file.
-            listener = server.bind(listen)
-        except OSError as error:
-            reason = os.strerror(error.errno or 0)
-            raise SettingError(f"RAFFLE_LISTEN: {listen}: {reason}") from error
+        settings = read_settings()
+        processes = settings["RAFFLE_PROCESSES"]
+        set_up_log(processes)
+        # Before the database is opened, so that a start that fails leaves no file.
+        listener = bind(settings["RAFFLE_LISTEN"])
+        log_settings(settings)
         with listener:
-            app = create_app()
-            server.serve(
-                app,
-                listener,
-                app.settings["RAFFLE_THREADS"],
-                # Longer than the application reads, so that it can say what is wrong.
-                max_body=2 * MAX_BODY,
-                is_over=lambda: app.storage.has_lost_commit,
-            )
+            if processes == 1:
+                sys.exit(serve_alone(settings, listener))
+            sys.exit(serve_together(settings, listener, processes))
     except SettingError as error:
         sys.exit(str(error))
 
+
+def bind(listen: str) -> socket.socket:
+    """Return a socket that listens at the address of the setting. Raises SettingError."""
+    try:
+        return server.bind(listen)
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)
+        raise SettingError(f"RAFFLE_LISTEN: {listen}: {reason}") from error
+
+
+def serve_alone(settings: dict[str, Any], listener: socket.socket) -> int:
+    """Serve in this process; return the exit status. Raises SettingError."""
+
+    def greet() -> None:
+        print_address(listener)
+
+    app = build_app(settings, open_storage(settings))
+    return 1 if serve_app(app, listener, greet) == server.FAILED else 0
+
+
+def serve_together(settings: dict[str, Any], listener: socket.socket, processes: int) -> str | int:
+    """Serve in several processes; return what to end the program with. Raises SettingError."""
+    # What is refused is refused once, here, and the file is created once.
+    open_storage(settings).close()
+
+    def run(child: server.Child) -> int:
+        try:
+            app = build_app(settings, open_storage(settings, processes))
+        except SettingError as error:
+            child.report_refusal(str(error))
+            return 1
+        return serve_app(app, listener, child.report_listening, child.parent)
+
+    def greet() -> None:
+        print_address(listener)
+
+    return server.run_processes(processes, run, listener, greet)
+
+
+def serve_app(
+    app: Bottle,
+    listener: socket.socket,
+    on_listening: Callable[[], None],
+    parent: int | None = None,
+) -> int:
+    """Serve an application until a signal or the end of its parent; return the exit status.
+
+    After a commit that has failed, that is server.FAILED, so that a service manager
+    starts the program again.
+    """
+    server.serve(
+        app,
+        listener,
+        app.settings["RAFFLE_THREADS"],
+        # Longer than the application reads, so that it can say what is wrong.
+        max_body=2 * MAX_BODY,
+        is_over=lambda: app.storage.has_lost_commit,
+        on_listening=on_listening,
+        parent=parent,
+    )
     app.close()
-    if app.storage.has_lost_commit:
-        sys.exit(1)  # so that a service manager starts it again
+    return server.FAILED if app.storage.has_lost_commit else 0
+
+
+def print_address(listener: socket.socket) -> None:
+    print(f"Listening on http://{server.address_of(listener)}", flush=True)
 
 
 def parse_arguments() -> None:
@@ -818,10 +895,11 @@ def parse_arguments() -> None:
     parser.parse_args()
 
 
-def set_up_log() -> None:
-    """Log to stderr."""
+def set_up_log(processes: int) -> None:
+    """Log to stderr; if there are several processes, with the id of each."""
     logging.basicConfig(level=logging.INFO)
-    formatter = LineFormatter("%(asctime)s %(levelname)s %(message)s")
+    process = "" if processes == 1 else "%(process)d "
+    formatter = LineFormatter(f"%(asctime)s {process}%(levelname)s %(message)s")
     logging.root.handlers[0].setFormatter(formatter)
     # Requests that wait for a thread are normal under load.
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)

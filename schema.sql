@@ -25,8 +25,7 @@ CREATE TABLE IF NOT EXISTS raffle (
     -- Participants' addresses are hashed with it. Deleted by the draw: from then on the hashes say nothing.
     address_key BLOB CHECK (length(address_key) = 32),
     created_at TEXT NOT NULL,
-    -- When the raffle closes by itself, fixed from the start. strftime because times are compared
-    -- as text.
+    -- When the raffle closes by itself, fixed from the start. Times are compared as text.
     closes_at TEXT
         CHECK (closes_at > created_at)
         CHECK (closes_at <= strftime('%Y-%m-%dT%H:%M:%SZ', created_at, '+366 days')),
@@ -99,7 +98,7 @@ CREATE TABLE IF NOT EXISTS replacement (
     reason TEXT NOT NULL CHECK (reason IN ('unclaimed', 'declined', 'ineligible')),
     replaced_at TEXT NOT NULL,
     PRIMARY KEY (raffle, sequence),
-    -- Who was replaced never wins again; verification looks a ticket up by it.
+    -- Nobody is replaced twice; verification looks a ticket up by it.
     UNIQUE (raffle, replaced_ticket_number),
     -- Nobody is drawn twice.
     UNIQUE (raffle, ticket_number),

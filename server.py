@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import resource
 import signal
 import socket
-import sys
 import time
-from types import FrameType
-from typing import Any, Callable
+from typing import Any, Callable, NamedTuple
 
 import waitress
 from waitress import wasyncore
@@ -18,6 +18,12 @@ from waitress.parser import HTTPRequestParser
 MAX_CONNECTIONS = 500
 STALL_TIMEOUT = 30  # seconds without progress, or for a request to arrive
 STOP_TIMEOUT = 5  # seconds to answer what has arrived
+KILL_TIMEOUT = 15  # seconds after which a process that does not stop is killed
+RESTART_INTERVAL = 1  # seconds at least between starts of a process in place of one that died
+FAILED = 3  # exit status of a process after which none may go on
+LISTENING = b"+"  # what a child reports
+
+log = logging.getLogger("raffle")
 
 
 class Request(HTTPRequestParser):
@@ -58,37 +64,42 @@ def bind(listen: str) -> socket.socket:
     return socket.create_server((host.strip("[]"), int(port)), family=family, backlog=1024)
 
 
+def address_of(listener: socket.socket) -> str:
+    """Return the address of a socket of bind(), as it stands in a URL."""
+    host, port = listener.getsockname()[:2]
+    if ":" in host:
+        host = f"[{host}]"
+    return f"{host}:{port}"
+
+
 def serve(
     app: Callable[..., Any],
     listener: socket.socket,
     threads: int,
     max_body: int,
     is_over: Callable[[], bool],
+    on_listening: Callable[[], None],
+    parent: int | None = None,
 ) -> None:
-    """Serve a WSGI application until SIGTERM or SIGINT, and print its address.
+    """Serve a WSGI application until SIGTERM, SIGINT or SIGHUP.
 
     listener: socket of bind(). threads: requests handled at once. max_body: bytes
     of the longest body that reaches the application. is_over: returns whether to stop
-    as well; asked once a second or more often.
+    as well; asked once a second or more often. on_listening: called when signals and
+    requests are answered. parent: descriptor of a pipe whose end stops the server, too.
     """
-    # A thread that has hashed a code or written a row waits this long, in seconds, for one that
-    # computes to let go of the interpreter. With the default of 0.005 the writing thread would
-    # starve under load.
-    sys.setswitchinterval(0.001)
     server = _create_server(app, listener, threads, max_body)
     is_stopping = False
 
-    def stop(signum: int, frame: FrameType | None) -> None:
+    def stop(*_: Any) -> None:
         nonlocal is_stopping
         is_stopping = True
         server.pull_trigger()
 
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
-    host = server.effective_host
-    if ":" in host:
-        host = f"[{host}]"
-    print(f"Listening on http://{host}:{server.effective_port}", flush=True)
+    _stop_on_signals(stop)
+    if parent is not None:
+        _Parent(parent, stop, server._map)
+    on_listening()
 
     swept = time.monotonic()
     while not is_stopping and not is_over():
@@ -98,6 +109,40 @@ def serve(
             _close_stalled(server, STALL_TIMEOUT)
             swept = time.monotonic()
     _finish(server)
+
+
+def _stop_on_signals(stop: Callable[..., None]) -> None:
+    """Call a function on each signal that asks the program to end, and receive them from now on."""
+    signals = _stop_signals()
+    for signum in signals:
+        signal.signal(signum, stop)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+
+
+def _stop_signals() -> set[signal.Signals]:
+    """Return the signals that ask the program to end; nohup has SIGHUP ignored."""
+    signals = {signal.SIGTERM, signal.SIGINT}
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signals.add(signal.SIGHUP)
+    return signals
+
+
+class _Parent(wasyncore.file_dispatcher):
+    """The end of a pipe that the parent process holds open as long as it lives."""
+
+    def __init__(self, descriptor: int, stop: Callable[[], None], sockets: dict[int, Any]) -> None:
+        super().__init__(descriptor, map=sockets)
+        self.stop = stop
+
+    def writable(self) -> bool:
+        return False
+
+    def handle_read(self) -> None:
+        self.handle_close()
+
+    def handle_close(self) -> None:
+        self.del_channel()  # or it would be reported again and again
+        self.stop()
 
 
 def _create_server(
@@ -185,3 +230,132 @@ def _close_stalled(server: Any, timeout: float) -> None:
             channel.waiting_since = now
         elif channel.waiting_since < now - timeout:
             channel.handle_close()
+
+
+# Processes
+
+
+class Child(NamedTuple):
+    """What a child process has of its parent: ends of two pipes.
+
+    status: to report to. parent: to read from; it ends with the parent.
+    """
+
+    status: int
+    parent: int
+
+    def report_listening(self) -> None:
+        os.write(self.status, LISTENING)
+
+    def report_refusal(self, sentence: str) -> None:
+        os.write(self.status, sentence.encode())
+
+
+def run_processes(
+    number: int,
+    run: Callable[[Child], int],
+    listener: socket.socket,
+    on_listening: Callable[[], None],
+) -> str | int:
+    """Serve in so many processes until a signal; return what to end the program with.
+
+    run: serves in a child, and returns its exit status. listener: closed before the
+    children are to stop. on_listening: called once all of them listen. No thread and no
+    connection may exist yet, because a fork would copy it.
+
+    A child that dies is replaced. One that ends with 0 is not. One that ends before it
+    listens, or with FAILED, stops all: with its sentence, or with 1.
+    """
+    parent, keep_open = os.pipe()
+    # Blocked, and taken one at a time: one that comes between two steps is not lost.
+    stop_signals = _stop_signals()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {*stop_signals, signal.SIGCHLD})
+    children: set[int] = set()
+
+    def start(how_many: int) -> str | None:
+        forked = [_fork(run, parent, keep_open) for _ in range(how_many)]
+        children.update(pid for pid, _ in forked)
+        refusals = [_read_refusal(status) for _, status in forked]
+        return next((refusal for refusal in refusals if refusal), None)
+
+    outcome: str | int | None = start(number)
+    started = time.monotonic()
+    if outcome is None:
+        on_listening()
+
+    missing = 0
+    while outcome is None and (children or missing):
+        received = signal.sigtimedwait({*stop_signals, signal.SIGCHLD}, RESTART_INTERVAL)
+        if received is not None and received.si_signo in stop_signals:
+            outcome = 0
+        for pid, status in _reap(children):
+            if status == FAILED:
+                outcome = 1
+            elif status != 0:
+                log.error("Process %d ended with status %d, and is replaced", pid, status)
+                missing += 1
+        if outcome is None and missing and time.monotonic() > started + RESTART_INTERVAL:
+            outcome = start(1)
+            started = time.monotonic()
+            missing -= 1
+
+    listener.close()
+    _stop_children(children)
+    return outcome or 0
+
+
+def _fork(run: Callable[[Child], int], parent: int, keep_open: int) -> tuple[int, int]:
+    """Start a child; return its process id, and the end of the pipe that it reports to."""
+    status, child_status = os.pipe()
+    pid = os.fork()
+    if pid:
+        os.close(child_status)
+        return pid, status
+
+    exit_status = 1
+    try:
+        os.close(status)
+        os.close(keep_open)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+        exit_status = run(Child(child_status, parent))
+    except BaseException:
+        log.exception("A process has failed")
+    finally:
+        os._exit(exit_status)  # what the parent has begun is not for the child to end
+
+
+def _read_refusal(status: int) -> str | None:
+    """Wait until a child listens; return None, or one sentence on why it does not."""
+    with open(status, "rb", buffering=0) as pipe:
+        report = pipe.read(1)
+        if report == LISTENING:
+            return None
+        return (report + pipe.read()).decode() or "A process ended before it listened"
+
+
+def _reap(children: set[int]) -> list[tuple[int, int]]:
+    """Take out of `children` those that have ended; return their ids and exit statuses.
+
+    The status of one that was killed by a signal is the negative number of that.
+    """
+    ended = []
+    for pid in list(children):
+        reaped, wait_status = os.waitpid(pid, os.WNOHANG)
+        if reaped:
+            children.remove(pid)
+            ended.append((pid, os.waitstatus_to_exitcode(wait_status)))
+    return ended
+
+
+def _stop_children(children: set[int]) -> None:
+    """Ask the children to stop; kill those that have not in KILL_TIMEOUT seconds."""
+    for pid in children:
+        os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + KILL_TIMEOUT
+    while children and time.monotonic() < deadline:
+        signal.sigtimedwait({signal.SIGCHLD}, 0.1)
+        _reap(children)
+    for pid in children:
+        log.error("Process %d does not stop, and is killed", pid)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)

@@ -109,7 +109,12 @@ SETTINGS = {
     "RAFFLE_THREADS": Setting(
         partial(_read_integer, 1, 200),
         "64",
-        "Requests handled at once.",
+        "Requests handled at once, in each process.",
+    ),
+    "RAFFLE_PROCESSES": Setting(
+        partial(_read_integer, 1, 64),
+        "1",
+        "Processes that serve one address and one file: up to one for each core.",
     ),
     "RAFFLE_TRUSTED_PROXIES": Setting(
         _read_networks,

@@ -51,7 +51,7 @@ class HasParticipated(Exception):
 
 
 class ClosingTimeOutOfRange(Exception):
-    """closes_at is not later than the time of creation, the argument, or too much later."""
+    """closes_at is not between the time of creation, which is the argument, and the latest time."""
 
 
 class ClosesByItself(Exception):
@@ -150,11 +150,14 @@ class Storage:
     read or written. The id of a raffle is a UUID in lower case.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Open the database at `path`, or create it. Raises database.DatabaseRefused."""
+    def __init__(self, path: str | os.PathLike[str], processes: int = 1) -> None:
+        """Open the database at `path`, or create it. Raises database.DatabaseRefused.
+
+        processes: how many share the memory for its cache.
+        """
         # Beside this module, or with it in a zip file.
         schema = pkgutil.get_data(__name__, "schema.sql") or b""
-        self._database = Database(path, schema.decode())
+        self._database = Database(path, schema.decode(), processes)
         # Held to complete a draw: one thread computes it, and the others have it done.
         self._draw_lock = threading.Lock()
         # Ids. An id may stay too long, because the transaction decides.
@@ -217,7 +220,7 @@ class Storage:
             (before, limit),
         )
 
-    def _read_raffle(self, raffle_id: str) -> sqlite3.Row:
+    def _read_or_close_raffle(self, raffle_id: str) -> sqlite3.Row:
         """Return the row of a raffle, which is closed if it is due. Raises RaffleNotFound."""
         raffle = _find_raffle(self._database.read, raffle_id)
         if _is_due(raffle, now()):
@@ -231,7 +234,7 @@ class Storage:
         Whoever finds one due does so before showing it: a batch that issues its last
         tickets may still be on its way, and they count.
         """
-        self._database.write(_close_due_raffles, None)
+        self._database.write(_close_due, None)
 
     def require_raffle(self, raffle_id: str) -> None:
         """Raise RaffleNotFound unless there is a raffle with this id."""
@@ -239,7 +242,7 @@ class Storage:
 
     def get_raffle(self, raffle_id: str) -> dict[str, Any]:
         """Return a raffle as a dict, its prizes in the manager's order. Raises RaffleNotFound."""
-        raffle = self._read_raffle(raffle_id)
+        raffle = self._read_or_close_raffle(raffle_id)
         return _public_members(raffle, _read_prizes(self._database.read, raffle))
 
     def delete_raffle(self, raffle_id: str) -> None:
@@ -299,7 +302,7 @@ class Storage:
         """
         if raffle_id in self._open_raffles:
             return
-        if self._read_raffle(raffle_id)["closed_at"]:
+        if self._read_or_close_raffle(raffle_id)["closed_at"]:
             raise TicketsNoLongerAvailable
         self._open_raffles.add(raffle_id)
 
@@ -332,7 +335,7 @@ class Storage:
 
         Raises RaffleNotFound, RaffleAlreadyClosed, ClosesByItself.
         """
-        raffle = self._read_raffle(raffle_id)
+        raffle = self._read_or_close_raffle(raffle_id)
         if raffle["closes_at"] and not raffle["closed_at"]:
             raise ClosesByItself(raffle["closes_at"])
         prizes = _read_prizes(self._database.read, raffle)
@@ -348,6 +351,7 @@ class Storage:
             )
         )
         if closed is None:
+            self.require_raffle(raffle_id)  # it may have been deleted meanwhile
             raise RaffleAlreadyClosed
         # Not read again: what is stored must not be answered as a failure.
         return _public_members({**raffle, **closed}, prizes)
@@ -361,7 +365,7 @@ class Storage:
         it is refused. Raises RaffleNotFound, WinnersAlreadyDrawn,
         TicketsStillAvailable, RandomnessRequired.
         """
-        raffle = self._read_raffle(raffle_id)
+        raffle = self._read_or_close_raffle(raffle_id)
         if raffle["drawn_at"]:
             raise WinnersAlreadyDrawn
         if not raffle["closed_at"]:
@@ -375,11 +379,11 @@ class Storage:
         has_decided = self._decide_draw(raffle_id, public_randomness)
         with self._draw_lock:
             raffle = _find_raffle(self._database.read, raffle_id)
-            if has_decided or not raffle["drawn_at"]:
-                page = self._complete_draw(raffle)
-        if not has_decided:
-            raise WinnersAlreadyDrawn
-        return page
+            if has_decided:
+                return self._complete_draw(raffle)
+            if not raffle["drawn_at"]:
+                self._complete_draw(raffle)
+        raise WinnersAlreadyDrawn
 
     def _decide_draw(self, raffle_id: str, public_randomness: str) -> bool:
         """Store the public randomness, unless there is one; return whether it was stored."""
@@ -404,10 +408,9 @@ class Storage:
         prizes = _read_prizes(self._database.read, raffle)
         amount = draw.amount_of_wins(prizes, raffle["issued_tickets"])
         # Computed here, outside the writing thread, so that nobody waits for it.
-        places = itertools.islice(_drawn_places(raffle), amount)
-        prize_positions = _prize_positions(prizes)
+        wins = zip(itertools.islice(_drawn_places(raffle), amount), _prize_positions(prizes))
         for first in range(1, amount + 1, WINS_PER_COMMIT):
-            chunk = list(itertools.islice(zip(places, prize_positions), WINS_PER_COMMIT))
+            chunk = list(itertools.islice(wins, WINS_PER_COMMIT))
             # A draw that was cut off goes on where it was.
             if self._count_wins(sequence, first, len(chunk)) < len(chunk):
                 self._store_wins(raffle, first, chunk)
@@ -418,7 +421,8 @@ class Storage:
             """
             UPDATE raffle
             SET drawn_at = coalesce(drawn_at, max(closed_at, ?)), address_key = NULL
-            WHERE id = ? AND (SELECT count(*) FROM win WHERE raffle = sequence) = ?
+            WHERE id = ?
+                AND (SELECT count(*) FROM win WHERE win.raffle = raffle.sequence) = ?
             RETURNING id
             """,
             (now(), raffle["id"], amount),
@@ -468,7 +472,7 @@ class Storage:
         limit: 1 to MAX_WINS_PER_PAGE. after: the cursor of this page. Raises
         RaffleNotFound.
         """
-        raffle = self._read_raffle(raffle_id)
+        raffle = self._read_or_close_raffle(raffle_id)
         if not raffle["drawn_at"]:
             return Page([], None)
         return _read_wins(self._database.read, raffle["sequence"], limit, after or 0)
@@ -494,7 +498,7 @@ class Storage:
         self, raffle_id: str, ticket_number: int, verification_code: str
     ) -> sqlite3.Row:
         """Return the ticket, its win and its replacement. Raises as `verify_ticket`."""
-        raffle = self._read_raffle(raffle_id)
+        raffle = self._read_or_close_raffle(raffle_id)
         if not raffle["drawn_at"]:
             raise WinnersNotDrawn
         ticket = _first(
@@ -564,13 +568,16 @@ class Storage:
         RaffleNotFound, WinnersNotDrawn, TicketHasNotWon, TicketHasOtherPrize,
         TicketReplaced, PrizeAlreadyRedeemed, NoTicketsLeftToDraw.
         """
+        raffle = self._read_or_close_raffle(raffle_id)
+        # Once before the lock, so that a refusal does not wait for somebody's draw.
+        _require_replaceable(self._database.read, raffle, ticket_number, prize)
         # One at a time in this process: for a million wins, each takes a second.
         with self._draw_lock:
             replacement = None
             while replacement is None:
-                raffle = self._read_raffle(raffle_id)
-                prizes = _require_replaceable(self._database.read, raffle, ticket_number, prize)
-                number = _number_of_replacement(raffle, prizes)
+                raffle = _find_raffle(self._database.read, raffle_id)
+                _require_replaceable(self._database.read, raffle, ticket_number, prize)
+                number = self._next_number(raffle)
                 # Returns None if another process has made one meanwhile.
                 replacement = self._database.write(
                     _insert_replacements,
@@ -581,13 +588,30 @@ class Storage:
                 )
         return replacement
 
+    def _next_number(self, raffle: sqlite3.Row) -> int:
+        """Return the number of the next ticket of the draw. Raises NoTicketsLeftToDraw."""
+        prizes = _read_prizes(self._database.read, raffle)
+        wins = draw.amount_of_wins(prizes, raffle["issued_tickets"])
+        numbers = draw.winning_numbers(
+            raffle["id"],
+            raffle["secret"],
+            raffle["public_randomness"],
+            raffle["total_tickets"],
+            raffle["issued_tickets"],
+            amount=1,
+            first=wins + raffle["replacements"] + 1,
+        )
+        for number in numbers:
+            return number
+        raise NoTicketsLeftToDraw
+
     def list_replacements(self, raffle_id: str, limit: int, after: int | None = None) -> Page:
         """Return a page of replacements, oldest first.
 
         limit: 1 to MAX_REPLACEMENTS_PER_PAGE. after: the cursor of this page. Raises
         RaffleNotFound.
         """
-        raffle = self._read_raffle(raffle_id)
+        raffle = self._read_or_close_raffle(raffle_id)
         rows = self._database.read(
             """
             SELECT replacement.sequence, replacement.ticket_number, prize.name AS prize,
@@ -654,7 +678,8 @@ def _is_due(raffle: sqlite3.Row, instant: str) -> bool:
 
 
 def _read_prizes(execute: Execute, raffle: sqlite3.Row) -> list[dict[str, Any]]:
-    prizes = execute(
+    """Return the prizes of a raffle in their order. Raises RaffleNotFound."""
+    rows = execute(
         """
         SELECT name, amount
         FROM prize
@@ -663,7 +688,10 @@ def _read_prizes(execute: Execute, raffle: sqlite3.Row) -> list[dict[str, Any]]:
         """,
         (raffle["sequence"],),
     )
-    return [{"name": prize["name"], "amount": prize["amount"]} for prize in prizes]
+    prizes = [{"name": row["name"], "amount": row["amount"]} for row in rows]
+    if not prizes:
+        raise RaffleNotFound  # there are always some: it was deleted after it was found
+    return prizes
 
 
 def _read_wins(execute: Execute, sequence: int, limit: int, after: int = 0) -> Page:
@@ -720,19 +748,21 @@ def _public_members(
 # Actions of the writing thread
 
 
-def _close_due_raffles(
-    connection: sqlite3.Connection, group: None, requests: list[None]
-) -> list[None]:
+def _close_due(connection: sqlite3.Connection, group: None, requests: list[None]) -> list[None]:
     """Close all raffles whose time has come."""
+    _close_due_at(connection, now())
+    return requests
+
+
+def _close_due_at(connection: sqlite3.Connection, instant: str) -> None:
     connection.execute(
         """
         UPDATE raffle
         SET closed_at = closes_at
         WHERE closed_at IS NULL AND closes_at <= ?
         """,
-        (now(),),
+        (instant,),
     )
-    return requests
 
 
 def _insert_raffles(
@@ -812,11 +842,12 @@ def _issue_tickets(
     All in few statements: under load, each costs the writing thread a wait for the
     interpreter lock.
     """
-    instant = now()
+    instant = now()  # one for all of them
     raffle = _find_raffle(connection.execute, raffle_id)
     if _is_due(raffle, instant):
-        _close_due_raffles(connection, None, [])
-    if raffle["closed_at"] or _is_due(raffle, instant):
+        _close_due_at(connection, instant)
+        return [TicketsNoLongerAvailable() for _ in requests]
+    if raffle["closed_at"]:
         return [TicketsNoLongerAvailable() for _ in requests]
 
     deal_key = draw.derive_deal_key(raffle_id, raffle["secret"])
@@ -875,11 +906,13 @@ def _insert_tickets(
         """,
         tickets,
     )
-    closed_at = instant if last_place == raffle["total_tickets"] else None
+    closed_at = None
+    if last_place == raffle["total_tickets"]:
+        closed_at = max(raffle["created_at"], instant)
     connection.execute(
         """
         UPDATE raffle
-        SET issued_tickets = ?, closed_at = max(created_at, ?)
+        SET issued_tickets = ?, closed_at = ?
         WHERE sequence = ?
         """,
         (last_place, closed_at, raffle["sequence"]),
@@ -919,16 +952,22 @@ def _insert_replacement(
         """,
         (request.ticket_number, raffle["sequence"], request.replaced_ticket_number),
     ).fetchall()
-    [row] = connection.execute(
+    [(last_replaced_at,)] = connection.execute(
+        """
+        SELECT max(replaced_at)
+        FROM replacement
+        WHERE raffle = ?
+        """,
+        (raffle["sequence"],),
+    ).fetchall()
+    replaced_at = max(raffle["drawn_at"], last_replaced_at or "", now())
+    connection.execute(
         """
         INSERT INTO replacement (
             raffle, sequence, position, replaced_ticket_number, ticket_number, reason,
             replaced_at
         )
-        SELECT ?, ?, ?, ?, ?, ?, max(?, ?, coalesce(max(replaced_at), ''))
-        FROM replacement
-        WHERE raffle = ?
-        RETURNING replaced_at
+        VALUES (?, ?, ?, ?, ?, ?, ?)
         """,
         (
             raffle["sequence"],
@@ -937,17 +976,15 @@ def _insert_replacement(
             request.replaced_ticket_number,
             request.ticket_number,
             request.reason,
-            raffle["drawn_at"],
-            now(),
-            raffle["sequence"],
+            replaced_at,
         ),
-    ).fetchall()
+    )
     return {
         "ticket_number": request.ticket_number,
         "prize": request.prize,
         "replaced_ticket_number": request.replaced_ticket_number,
         "reason": request.reason,
-        "replaced_at": row["replaced_at"],
+        "replaced_at": replaced_at,
     }
 
 
@@ -993,44 +1030,43 @@ def _require_redeemable(ticket: sqlite3.Row) -> None:
 
 def _require_replaceable(
     execute: Execute, raffle: sqlite3.Row, ticket_number: int, prize: str
-) -> list[dict[str, Any]]:
-    """Return the prizes of the raffle, if the ticket can be replaced as the winner of a prize.
+) -> None:
+    """Raise one of REFUSALS_OF_REPLACEMENT unless the ticket can be replaced as winner of a prize.
 
-    Raises one of REFUSALS_OF_REPLACEMENT.
+    prize: its name.
     """
     if not raffle["drawn_at"]:
         raise WinnersNotDrawn
-    rows = execute(
-        """
-        SELECT replacement.ticket_number AS replaced_by, replacement.replaced_at,
-            prize.name AS prize, win.redeemed_at
-        FROM (SELECT ? AS raffle, ? AS number) AS ticket
-        LEFT JOIN win ON win.raffle = ticket.raffle AND win.ticket_number = ticket.number
-        LEFT JOIN prize ON prize.raffle = win.raffle AND prize.position = win.prize_position
-        LEFT JOIN replacement
-            ON replacement.raffle = ticket.raffle
-            AND replacement.replaced_ticket_number = ticket.number
-        """,
-        (raffle["sequence"], ticket_number),
-    )
-    [ticket] = list(rows)
+    ticket = _find_win(execute, raffle, ticket_number)
     if ticket["prize"] not in (None, prize):
         raise TicketHasOtherPrize(ticket["prize"])
     _require_redeemable(ticket)
 
-    prizes = _read_prizes(execute, raffle)
-    wins = draw.amount_of_wins(prizes, raffle["issued_tickets"])
+    wins = draw.amount_of_wins(_read_prizes(execute, raffle), raffle["issued_tickets"])
     if wins + raffle["replacements"] >= raffle["issued_tickets"]:
         raise NoTicketsLeftToDraw
-    return prizes
 
 
-def _number_of_replacement(raffle: sqlite3.Row, prizes: list[dict[str, Any]]) -> int:
-    """Return the number of the next ticket of the draw, after the wins and the replacements."""
-    drawn = draw.amount_of_wins(prizes, raffle["issued_tickets"]) + raffle["replacements"]
-    place = next(itertools.islice(_drawn_places(raffle), drawn, None))
-    deal_key = draw.derive_deal_key(raffle["id"], raffle["secret"])
-    return draw.number_at(deal_key, raffle["total_tickets"], place)
+def _find_win(execute: Execute, raffle: sqlite3.Row, ticket_number: int) -> sqlite3.Row:
+    """Return prize, redeemed_at, replaced_by and replaced_at of a ticket, or null for each.
+
+    ticket_number: of any ticket, issued or not.
+    """
+    rows = execute(
+        """
+        SELECT prize.name AS prize, win.redeemed_at,
+            replacement.ticket_number AS replaced_by, replacement.replaced_at
+        FROM raffle
+        LEFT JOIN win ON win.raffle = raffle.sequence AND win.ticket_number = ?
+        LEFT JOIN prize ON prize.raffle = win.raffle AND prize.position = win.prize_position
+        LEFT JOIN replacement
+            ON replacement.raffle = raffle.sequence AND replacement.replaced_ticket_number = ?
+        WHERE raffle.sequence = ?
+        """,
+        (ticket_number, ticket_number, raffle["sequence"]),
+    )
+    [row] = list(rows)
+    return row
 
 
 def _replacement_members(row: sqlite3.Row) -> dict[str, Any]:

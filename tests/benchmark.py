@@ -2,6 +2,7 @@
 
     python tests/benchmark.py
     python tests/benchmark.py --only tickets --tickets 10000000
+    python tests/benchmark.py --only processes --tickets 10000000
 
 Machines differ, and so do the minutes of one machine: compare the ratios of one
 run. A "floor" is a bare Bottle route that returns a constant of the size of a
@@ -11,6 +12,7 @@ ticket, served in the same way. Rates need wrk.
 import argparse
 import http.client
 import json
+import os
 import re
 import sqlite3
 import statistics
@@ -35,6 +37,7 @@ import storage
 CONNECTIONS = 64
 SECONDS = 4
 BATCH = 20_000  # tickets
+LEFT = 200_000  # tickets for those who participate in a raffle that is nearly sold out
 # Those who wait during a draw: 8 clients for each kind of request, each sends 10 in a second.
 WAITING = 8
 INTERVAL = 0.1  # seconds
@@ -105,8 +108,8 @@ def percentiles(milliseconds):
     return quantiles[49], quantiles[98]
 
 
-def load(server, method, path, status, bodies=("",), address=None):
-    """Send requests over 64 connections for some seconds.
+def load(server, method, path, status, bodies=("",), address=None, connections=CONNECTIONS):
+    """Send requests over many connections for some seconds.
 
     Return requests per second, and p50 and p99 in milliseconds.
     """
@@ -118,7 +121,7 @@ def load(server, method, path, status, bodies=("",), address=None):
         values = {"bodies": lines, "method": method, "address": address or "10.%d.%d.%d"}
         script.write_text(WRK % {"first": next(addresses) * 100_000, **values})
         url = f"http://127.0.0.1:{server.port}{path}"
-        command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{SECONDS}s", "-s", script, url]
+        command = ["wrk", "-t1", f"-c{connections}", f"-d{SECONDS}s", "-s", script, url]
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     requests, duration, p50, p99, refused, failed = map(
         int, re.search(r"RESULT (.*)", output)[1].split()
@@ -170,7 +173,7 @@ def issue(store, raffle_id, participants):
     return len(tickets) / (time.perf_counter() - began), tickets[-1]
 
 
-def fill(database, tickets):
+def fill(database, tickets, left=BATCH):
     """Put tickets of the only raffle into the database, without codes, but not the last ones."""
     with closing(sqlite3.connect(database)) as connection:
         connection.executescript(
@@ -178,7 +181,7 @@ def fill(database, tickets):
         )
         [(raffle_id, secret)] = connection.execute("SELECT id, secret FROM raffle")
         deal_key = draw.derive_deal_key(raffle_id, secret)
-        places = range(tickets - BATCH + 1, tickets + 1)
+        places = range(tickets - left + 1, tickets + 1)
         last = [draw.number_at(deal_key, tickets, place) for place in places]
         connection.execute(
             """
@@ -240,6 +243,45 @@ def measure_draw(server, raffle, prizes):
         show(f"{what}, while {prizes:,} prizes are drawn", *figures)
 
 
+def measure_processes(start, directory, tickets):
+    """Show the rate of one process, of two and of one for each core, twice: as the file grows."""
+    database = directory / "raffle.db"
+    with closing(storage.Storage(database)) as store:
+        create = partial(store.create_raffle, prizes=[{"name": "Pen", "amount": 1}])
+        raffles = {"a new raffle": create("New", 2**53 - 1)["id"]}
+    rates = {}
+    for what in ("a new raffle", f"a raffle with {tickets:,} tickets"):
+        if what not in raffles:
+            raffles[what] = new_filled(directory, tickets)
+        for processes in sorted({1, 2, os.cpu_count() or 1}):
+            server = start(processes=processes)
+            floor = start(program=(FAULTS, "serve_floor"), processes=processes)
+            bare, _, _ = load(floor, "POST", "/ticket/", 200, connections=128)
+            path = f"/raffles/{raffles[what]}/participate/"
+            rate, p50, p99 = load(server, "POST", path, 201, connections=128)
+            rates[what, processes] = rate
+            show(
+                f"participate in {what}, {processes} processes, 128 connections",
+                f"{rate:,.0f}/s",
+                f"p50 {p50:.0f} ms, p99 {p99:.0f} ms",
+                f"{rate / bare:.2f} of the floor, {rate / rates[what, 1]:.2f} of one process",
+            )
+            server.stop()
+            floor.stop()
+
+
+def new_filled(directory, tickets):
+    """Put a raffle with so many tickets into a new database; return its id."""
+    database = directory / "raffle.db"
+    for file in directory.glob("raffle.db*"):
+        file.unlink()
+    with closing(storage.Storage(database)) as store:
+        prizes = [{"name": "Pen", "amount": 1}]
+        raffle_id = store.create_raffle("Large", tickets + LEFT, prizes)["id"]
+    fill(database, tickets + LEFT, LEFT)
+    return raffle_id
+
+
 def measure_tickets(start, directory, tickets):
     # Every ticket of a million wins. Of more, few do: a draw depends on its prizes, not on its
     # tickets.
@@ -286,12 +328,14 @@ def main():
     measures = {
         "rates": measure_rates,
         "tickets": measure_tickets,
+        "processes": measure_processes,
     }
     parser.add_argument("--only", choices=measures, help="run one group (all)")
     arguments = parser.parse_args()
     if arguments.tickets < 2 * BATCH:
         parser.error(f"--tickets: {2 * BATCH:,} or more")
-    measures["tickets"] = partial(measure_tickets, tickets=arguments.tickets)
+    for name in ("tickets", "processes"):
+        measures[name] = partial(measures[name], tickets=arguments.tickets)
     print("| What | Figure | Also | Ratio |\n|---|---|---|---|")
     for name in [arguments.only] if arguments.only else measures:
         print(f"... {name}", file=sys.stderr)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import MANAGER, Client, Server
@@ -59,7 +60,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     """Start servers with `serve(NAME=setting...)`; they are stopped with the test."""
     servers = []
 
-    def start(**options: object) -> Server:
+    def start(**options: Any) -> Server:
         servers.append(Server(tmp_path, **options))
         return servers[-1]
 

@@ -8,6 +8,7 @@ function that the program does not have ends the scene, so that none runs withou
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib
 import json
@@ -21,6 +22,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -35,6 +37,7 @@ import draw
 import raffle
 import server
 import storage
+from settings import read_settings
 
 
 def set_limit(module: ModuleType, name: str, value: float) -> None:
@@ -192,12 +195,57 @@ def replace_while_read() -> None:
     serve()
 
 
+def signal_in_turn(name: str) -> None:
+    """On SIGUSR1, send the process a signal as soon as it has its next turn to write."""
+    is_told = threading.Event()
+
+    def flock(descriptor: int, operation: int) -> None:
+        original(descriptor, operation)
+        if operation == fcntl.LOCK_EX and is_told.is_set():
+            is_told.clear()
+            os.kill(os.getpid(), signal.Signals[name])
+
+    signal.signal(signal.SIGUSR1, lambda *_: is_told.set())
+    original = replace(fcntl, "flock", flock)
+    serve()
+
+
+def refuse_in_children() -> None:
+    """Refuse the database in every process but the first."""
+    parent = os.getpid()
+
+    def open_database(self: storage.Storage, *arguments: Any) -> None:
+        if os.getpid() != parent:
+            raise storage.DatabaseRefused("the file is on fire")
+        original(self, *arguments)
+
+    original = replace(storage.Storage, "__init__", open_database)
+    serve()
+
+
 def serve_whatever_fails() -> None:
     """Serve the application as other WSGI servers do: they do not end when a commit fails."""
     app = raffle.create_app()
-    listener = server.bind(os.environ["RAFFLE_LISTEN"])
-    server.serve(app, listener, 8, max_body=2 * raffle.MAX_BODY, is_over=lambda: False)
+    with server.bind(os.environ["RAFFLE_LISTEN"]) as listener:
+        serve_without_end(app, listener, partial(raffle.print_address, listener))
     app.close()
+
+
+def serve_without_end(
+    app: Callable,
+    listener: socket.socket,
+    on_listening: Callable[[], None],
+    parent: int | None = None,
+) -> None:
+    server.serve(
+        app,
+        listener,
+        64,
+        max_body=2 * raffle.MAX_BODY,
+        is_over=lambda: False,
+        on_listening=on_listening,
+        parent=parent,
+    )
 
 
 def fork() -> None:
@@ -245,8 +293,19 @@ def serve_floor() -> None:
         hashlib.pbkdf2_hmac("sha256", code, salt, storage.ITERATIONS)
         return ticket
 
-    listener = server.bind(os.environ["RAFFLE_LISTEN"])
-    server.serve(app, listener, 64, max_body=2 * raffle.MAX_BODY, is_over=lambda: False)
+    settings = read_settings()
+    processes = settings["RAFFLE_PROCESSES"]
+    with server.bind(settings["RAFFLE_LISTEN"]) as listener:
+        greet = partial(raffle.print_address, listener)
+        if processes == 1:
+            serve_without_end(app, listener, greet)
+            return
+
+        def run(child: server.Child) -> int:
+            serve_without_end(app, listener, child.report_listening, child.parent)
+            return 0
+
+        server.run_processes(processes, run, listener, greet)
 
 
 SCENES = {
@@ -260,6 +319,8 @@ SCENES = {
         interrupt_draw,
         kill_in_replacement,
         replace_while_read,
+        signal_in_turn,
+        refuse_in_children,
         serve_whatever_fails,
         fork,
         check,

@@ -69,13 +69,13 @@ class Client(webtest.TestApp):
         total_tickets: object = 3,
         prizes: object = ONE_PRIZE,
         status: int | str = 201,
-        **members: object,
+        **members: Any,
     ) -> webtest.TestResponse:
         body = {"name": "Summer fair", "total_tickets": total_tickets, "prizes": prizes, **members}
         return self.send("POST", "/raffles/", body, status)
 
     def new_raffle(
-        self, total_tickets: object = 3, prizes: object = ONE_PRIZE, **members: object
+        self, total_tickets: object = 3, prizes: object = ONE_PRIZE, **members: Any
     ) -> str:
         """Create a raffle and return its path."""
         return self.create(total_tickets, prizes, **members).headers["Location"]
@@ -86,7 +86,7 @@ class Client(webtest.TestApp):
         return self.send("POST", f"{path}participate/", None, status, address, **headers)
 
     def new_sold_out(
-        self, total_tickets: int = 1, prizes: object = ONE_PRIZE, **members: object
+        self, total_tickets: int = 1, prizes: object = ONE_PRIZE, **members: Any
     ) -> tuple[str, list[dict]]:
         """Create a raffle and take every ticket, each from an address of its own.
 
@@ -171,8 +171,12 @@ def all_pages(
         path = link[1] if link else None
 
 
+# How many processes the servers of the tests have that do not need a certain number.
+PROCESSES = int(os.environ.get("RAFFLE_TEST_PROCESSES", "1"))
+
+
 class Server:
-    """`python raffle.py`, or another program, in a process of its own, on a free port.
+    """`python raffle.py`, or another program, in processes of its own, on a free port.
 
     Its log is the file `log` of its directory.
     """
@@ -182,6 +186,7 @@ class Server:
         directory: Path,
         program: Sequence[str] = ("raffle.py",),
         wrapper: Sequence[str] = (),
+        processes: int = PROCESSES,
         **environment: str,
     ) -> None:
         """Start it. program: arguments of Python. wrapper: a command that runs the command."""
@@ -190,6 +195,7 @@ class Server:
             "MANAGER_IPS": "127.0.0.1",
             "RAFFLE_LISTEN": "127.0.0.1:0",
             "RAFFLE_DATABASE": str(directory / "raffle.db"),
+            "RAFFLE_PROCESSES": str(processes),
             **environment,
         }
         with self.log.open("a") as log:
@@ -212,7 +218,7 @@ class Server:
         body: object = None,
         source: str = "127.0.0.1",
         **headers: str,
-    ) -> tuple[int, Mapping[str, str], Any]:
+    ) -> tuple[int, http.client.HTTPMessage, Any]:
         """Send a request from the address `source`; return status, headers and JSON of the body."""
         if body is not None:
             headers["Content-Type"] = "application/json"
@@ -223,7 +229,8 @@ class Server:
         with closing(connection):
             connection.request(method, path, body, headers)
             response = connection.getresponse()
-            return response.status, response.headers, json.loads(response.read())
+            # A deletion has no body.
+            return response.status, response.headers, json.loads(response.read() or b"null")
 
     def create(
         self, total_tickets: int = 100_000, prizes: object = ONE_PRIZE, source: str = "127.0.0.1"

@@ -149,9 +149,8 @@ def test_only_the_group_at_fault_gets_an_error_and_leaves_nothing(db, fault, exp
     assert values(db) == [0, 3]
 
 
-def test_a_lock_is_logged_once_and_waited_for_once_until_a_write_succeeds(
-    open_database, database, monkeypatch, caplog
-):
+def test_a_lock_is_logged_and_waited_for_only_once(open_database, database, monkeypatch, caplog):
+    """Until a write succeeds."""
     monkeypatch.setattr("database.BUSY_TIMEOUT", 0.05)
     caplog.set_level("INFO", "raffle")
     db = open_database()
@@ -315,9 +314,10 @@ def test_a_file_that_was_moved_away_is_not_made_anew(open_database, database):
 
 
 @pytest.mark.parametrize("name", ["a#b.db", "a?mode=memory.db", "100%20.db", " a b ", "ä.db"])
-def test_a_path_is_resolved_once_may_have_any_character_and_is_private(
+def test_a_path_may_have_any_character_and_is_resolved_once(
     open_database, tmp_path, monkeypatch, name
 ):
+    """The files are private."""
     monkeypatch.chdir(tmp_path)
     Path("link").symlink_to(name)
     db = open_database("link")
@@ -426,9 +426,7 @@ REASONS = {
 
 
 @pytest.mark.parametrize("make", REASONS, ids=lambda make: make.__name__)
-def test_what_cannot_be_served_is_refused_in_a_sentence_and_left_alone(
-    open_database, database, good, make
-):
+def test_what_cannot_be_served_is_refused_and_left_alone(open_database, database, good, make):
     make(database, good)
     before = contents(database.parent)
 

@@ -52,7 +52,7 @@ def test_a_ticket_is_synced_to_disk_before_it_is_answered(serve, tmp_path):
     # -D: the server is the process that is started, and strace is its child.
     strace = [installed("strace"), "-D", "-f", "-y", "-o", str(trace)]
     strace += ["-e", "trace=fsync,fdatasync,sendto", "-e", "signal=none"]
-    server = serve(wrapper=strace)
+    server = serve(wrapper=strace, processes=1)
 
     path = server.create()
     assert server.request("POST", f"{path}participate/")[0] == 201
@@ -81,7 +81,7 @@ def small_disk(tmp_path):
 
 def test_a_full_disk_answers_503_and_recovers(small_disk, serve):
     database, ballast = small_disk / "raffle.db", small_disk / "ballast"
-    server = serve(RAFFLE_DATABASE=str(database))
+    server = serve(RAFFLE_DATABASE=str(database), processes=1)
     path, crowd = server.create(), Crowd()
 
     with suppress(OSError), ballast.open("wb", buffering=0) as file:
@@ -170,7 +170,7 @@ def fail_a_commit(server):
 
 
 def test_after_a_failed_commit_the_program_ends_with_1(serve, database):
-    server = serve()
+    server = serve(processes=1)
     path, crowd = fail_a_commit(server)
     assert server.process.wait(30) == 1
 
@@ -184,7 +184,7 @@ def test_after_a_failed_commit_the_program_ends_with_1(serve, database):
 
 
 def test_after_a_failed_commit_another_server_answers_503_only(serve, database):
-    server = serve(program=(FAULTS, "serve_whatever_fails"))
+    server = serve(program=(FAULTS, "serve_whatever_fails"), processes=1)
     path, crowd = fail_a_commit(server)
 
     for method, target in (("POST", f"{path}participate/"), ("GET", path), ("GET", "/health")):
@@ -202,7 +202,7 @@ def test_after_a_failed_commit_another_server_answers_503_only(serve, database):
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_answers_what_has_arrived_and_waits_for_nothing_else(serve, database, how):
-    server = serve(program=(FAULTS, "server.STOP_TIMEOUT=600"))
+    server = serve(program=(FAULTS, "server.STOP_TIMEOUT=600"), processes=1)
     path = server.create()
 
     with server.connect() as idle, server.connect() as half:
@@ -233,7 +233,7 @@ def test_a_stop_answers_what_has_arrived_and_waits_for_nothing_else(serve, datab
 
 def test_a_stop_does_not_wait_for_a_client_that_does_not_read(serve):
     program = (FAULTS, "server.STOP_TIMEOUT=600", "keep_little_in_the_system")
-    server = serve(program=program)
+    server = serve(program=program, processes=1)
     path = server.create(prizes=[{"name": "x" * 200, "amount": 1}] * 4_000)
 
     with server.connect() as client:
@@ -254,7 +254,7 @@ def start_draw(serve, amount, action, statement, number):
     """
     limits = ("storage.WINS_PER_COMMIT=2", "server.STOP_TIMEOUT=0")
     interruption = ("interrupt_draw", action, statement, str(number))
-    server = serve(program=(FAULTS, *limits, *interruption))
+    server = serve(program=(FAULTS, *limits, *interruption), processes=1)
     prizes = [{"name": "Pen", "amount": amount - 1}, {"name": "Book", "amount": 1}]
     path, [(_, ticket), *_] = server.create_sold_out(amount, prizes)
 

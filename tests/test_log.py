@@ -10,7 +10,9 @@ FORGED = "\n1999-12-31 00:00:00,000 INFO Winners drawn\r\x1b[2J\x9b2J\x7f\x85\u2
 
 
 def test_no_client_forges_a_log_line_or_controls_a_terminal(serve):
-    server = serve(program=(FAULTS, "fail_to_read"), RAFFLE_TRUSTED_PROXIES="127.0.0.1")
+    server = serve(
+        program=(FAULTS, "fail_to_read"), RAFFLE_TRUSTED_PROXIES="127.0.0.1", processes=1
+    )
     end = b"Host: localhost\r\nConnection: close\r\n\r\n"
     quoted = "".join(f"%{byte:02x}" for byte in FORGED.encode()).encode()
     # waitress accepts these bytes in a header, but no control characters of ASCII.

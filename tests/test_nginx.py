@@ -149,7 +149,7 @@ def test_nginx_serves_the_pages_beside_the_raffle(trusted_nginx, tmp_path):
 
 def test_behind_nginx_that_is_not_trusted_nobody_is_a_manager(serve, nginx):
     """Everybody has the address 127.0.0.1 there: a manager's, in the README's first command."""
-    server = serve(MANAGER_IPS="127.0.0.1")
+    server = serve(MANAGER_IPS="127.0.0.1", processes=1)
     port, path = nginx(server), server.create()
 
     for target in ("/raffles/", f"{path}close/", f"{path}winners/", f"{path}redeem/"):

@@ -173,10 +173,10 @@ def test_draws_asked_of_two_servers_at_once_have_one_outcome(servers):
     assert_drawn(two, path, f"round {decided}")
 
 
-def test_a_draw_that_one_server_was_killed_in_is_completed_by_another(serve, database):
+def test_a_draw_in_which_a_server_was_killed_is_completed_by_another(serve, database):
     # At the third commit of wins, after the one of the decision.
     interruption = ("interrupt_draw", "kill", "COMMIT", "4")
-    killed = serve(program=(FAULTS, "storage.WINS_PER_COMMIT=10", *interruption))
+    killed = serve(program=(FAULTS, "storage.WINS_PER_COMMIT=10", *interruption), processes=1)
     server = serve()
     path, _ = killed.create_sold_out(50, [{"name": "Pen", "amount": 50}])
 
@@ -226,7 +226,7 @@ def replace_by_a_copy(file):
 
 
 def test_no_ticket_is_issued_while_a_file_is_not_the_servers_own(serve, database):
-    server, crowd = serve(), Crowd()
+    server, crowd = serve(processes=1), Crowd()
     path = server.create()
     files = [database.with_name(f"raffle.db{end}") for end in ENDS]
     for file in files:
@@ -282,7 +282,7 @@ def test_what_replaced_the_database_is_not_read_once_it_is_back(client, tmp_path
 
 def test_a_server_leaves_the_wal_file_of_another_database(serve, tmp_path, database):
     """Of one that has taken the place of its own."""
-    killed = serve(RAFFLE_DATABASE=str(tmp_path / "other.db"))
+    killed = serve(processes=1, RAFFLE_DATABASE=str(tmp_path / "other.db"))
     server = serve()
     path, tickets = killed.create_sold_out(10)
     killed.stop(signal.SIGKILL)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from contextlib import closing
 from functools import partial
+from itertools import permutations
 
 import pytest
 from helpers import FAULTS, MANAGER, NO_RAFFLE, ROOT, STRANGER, Client, at_once, query, refused
@@ -224,7 +225,7 @@ def test_a_redemption_or_a_replacement_wins_the_race_not_both(client):
 
 @pytest.mark.parametrize("statement", ["BEGIN", "UPDATE win", "INSERT INTO replacement", "COMMIT"])
 def test_a_kill_in_a_replacement_leaves_all_or_nothing(serve, database, statement):
-    server = serve(program=(FAULTS, "kill_in_replacement", statement))
+    server = serve(program=(FAULTS, "kill_in_replacement", statement), processes=1)
     path, _ = server.create_sold_out(9, PRIZES)
     assert server.request("POST", f"{path}winners/", {"public_randomness": "7"})[0] == 201
     numbers = drawn_numbers(server.request("GET", path)[2])
@@ -298,7 +299,7 @@ def test_the_check_follows_the_replacements_in_any_order_of_files(replaced, tmp_
     for answers in (
         [body, wins, replacements],
         [body, replacements, wins],
-        [body, wins[:2], replacements[:1], wins[2:], replacements[1:]],
+        [body, wins[:2], replacements[2:], wins[2:], replacements[:2]],
     ):
         status, lines = run_check(tmp_path, *answers)
         assert (status, lines[2]) == (0, f"holds  {FOLLOW}")
@@ -310,7 +311,6 @@ def test_the_check_finds_a_replacement_that_does_not_follow(replaced, tmp_path):
     first, *others, last = replacements
     unused = next(n for n in range(1, 41) if n not in drawn_numbers(body)[:8])
     for changed in (
-        [last, *others, first],
         [first, *others, {**last, "prize": "Book"}],
         [first, *others, {**last, "ticket_number": unused}],
         [first, *others, {**last, "replaced_ticket_number": unused}],
@@ -320,6 +320,34 @@ def test_the_check_finds_a_replacement_that_does_not_follow(replaced, tmp_path):
         assert (status, lines[2]) == (1, f"FAILS  {FOLLOW}"), changed
     swapped = [{**wins[0], "ticket_number": replacements[0]["replaced_ticket_number"]}, *wins[1:]]
     assert run_check(tmp_path, body, swapped, replacements)[0] == 1
+
+
+def test_the_check_does_not_accuse_over_answers_of_different_times(client, tmp_path):
+    path, _ = new_drawn(client, 40)
+    saved = []
+    for position in (0, 1, 1):
+        answers = [
+            client.get(each).json for each in (path, f"{path}winners/", f"{path}replacements/")
+        ]
+        saved.append(answers)
+        win = answers[1][position]
+        client.replace(path, win["ticket_number"], win["prize"])
+    for (body, _, replacements), (_, wins, _) in permutations(saved, 2):
+        status, lines = run_check(tmp_path, body, wins, replacements)
+        assert (status, len(lines)) == (1, 1)
+        assert lines[0].startswith("NOT CHECKED  winners and replacements were read at different")
+
+
+def test_the_check_reads_all_wins_before_it_computes_replacements(replaced, tmp_path):
+    """What a server says may be endless: it would be computed for hours."""
+    body, _, replacements = replaced
+    many = {"issued_tickets": 10**15, "total_tickets": 10**15}
+    prizes = [{"name": "Pen", "amount": 10**14}]
+    status, lines = run_check(tmp_path, {**body, **many, "prizes": prizes}, [], replacements)
+    assert (status, lines) == (
+        1,
+        [f"NOT CHECKED  only 0 of {10**14} wins were read: all pages are needed"],
+    )
 
 
 def test_the_check_does_not_accuse_where_it_lacks_replacements(replaced, tmp_path):

@@ -124,7 +124,7 @@ def test_a_whole_raffle_among_many_clients_at_once(serve):
 
 
 def test_hundreds_of_stalled_clients_keep_nobody_from_a_ticket(serve, stall, database):
-    server = serve(program=(*PATIENT, "open_many_files"), RAFFLE_THREADS="2")
+    server = serve(program=(*PATIENT, "open_many_files"), RAFFLE_THREADS="2", processes=1)
     ask = request_for_long_raffle(server, 4_500)
     path = server.create()
 
@@ -154,7 +154,7 @@ def test_hundreds_of_stalled_clients_keep_nobody_from_a_ticket(serve, stall, dat
 
 def test_a_client_that_stalls_is_closed_and_one_that_waits_is_not(serve, stall, database):
     """The system's clock is put back meanwhile, which must not count."""
-    server = serve(program=(*PATIENT, "lose_patience"))
+    server = serve(program=(*PATIENT, "lose_patience"), processes=1)
     ask = request_for_long_raffle(server, 500)
     path = server.create()
 
@@ -218,7 +218,7 @@ CHUNKED = BODY_HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 def test_a_body_may_come_in_chunks(serve):
     body = json.dumps({"name": "Fair", "total_tickets": 1, "prizes": ONE_PRIZE}).encode()
     chunks = b"5\r\n%s\r\n%x\r\n%s\r\n0\r\n\r\n" % (body[:5], len(body) - 5, body[5:])
-    server = serve()
+    server = serve(processes=1)
 
     answer = server.send(CHUNKED + chunks)
     assert answer.startswith(b"HTTP/1.1 201")
@@ -290,8 +290,8 @@ def test_a_server_survives_what_no_client_library_sends(serve, start, status):
 # The start
 
 
-def test_the_greeting_names_the_port_and_the_setting_decides_the_threads(serve):
-    server = serve(RAFFLE_THREADS="7")
+def test_the_port_is_greeted_with_and_the_threads_are_as_set(serve):
+    server = serve(RAFFLE_THREADS="7", processes=1)
     assert server.greeting == f"Listening on http://127.0.0.1:{server.port}\n"
     # Those that handle requests, the one that writes, and the event loop.
     assert len(list(Path(f"/proc/{server.process.pid}/task").iterdir())) == 7 + 2

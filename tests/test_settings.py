@@ -32,6 +32,7 @@ INVALID = {
         "[127.0.0.1]:8080", "http://127.0.0.1:8080", "127.0.0.1:8080\r", " 127.0.0.1:8080",
         "256.0.0.1:8080", "127.1:8080", "[::g]:8080", "[::1::]:80",
     ],
+    "RAFFLE_PROCESSES": ["0", "65", "-1", "+1", "1.5", "two", " ", "1_0"],
     "RAFFLE_THREADS": [
         "0", "201", "-1", "+1", "1.5", "x", " ", "64\r", " 64", "٣", "1_0", "1" * 10,
     ],
@@ -50,6 +51,7 @@ VALID = {
     ],
     "RAFFLE_TRUSTED_PROXIES": ["", "10.0.0.1", "10.0.0.0/8, ::1"],
     "RAFFLE_THREADS": ["", "1", "200", "064"],
+    "RAFFLE_PROCESSES": ["", "1", "64"],
     "RAFFLE_IPV6_PREFIX": ["", "1", "128"],
     "RAFFLE_HOSTS": ["", "a", "raffle.example, LOCALHOST.,[::1],10.0.0.1,my_raffle-2"],
     # No settings: those of neighbours in a Kubernetes namespace.
@@ -168,6 +170,7 @@ def test_an_invalid_argument_of_create_app_is_called_by_its_setting(directory):
 
 def test_one_log_line_shows_the_effective_value_of_every_setting(serve, database):
     server = serve(
+        processes=1,
         MANAGER_IPS="10.0.0.1, ::/0",
         RAFFLE_HOSTS="Raffle.example.",
         RAFFLE_THREADS="",
@@ -183,6 +186,7 @@ def test_one_log_line_shows_the_effective_value_of_every_setting(serve, database
         "RAFFLE_DATABASE": str(database),
         "RAFFLE_LISTEN": "127.0.0.1:0",
         "RAFFLE_THREADS": 64,
+        "RAFFLE_PROCESSES": 1,
         "RAFFLE_TRUSTED_PROXIES": [],
         "RAFFLE_HOSTS": ["raffle.example"],
         "RAFFLE_IPV6_PREFIX": 128,
