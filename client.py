@@ -26,6 +26,9 @@ UNNAMED_CLIENT = (
 )
 # What a proxy adds to a request that it forwards, beside X-Forwarded-*.
 FORWARDING_HEADERS = ("HTTP_FORWARDED", "HTTP_VIA", "HTTP_X_REAL_IP", "HTTP_CF_CONNECTING_IP")
+# Through these, IPv6 networks reach clients that have IPv4 only (NAT64: RFC 6052, RFC 8215).
+NAT64_NETWORKS = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("64:ff9b:1::/48"))
+DEFAULT_PORTS = {"http": "80", "https": "443"}
 # An entry of X-Forwarded-For with a port, as Azure's gateways write it.
 ADDRESS_WITH_PORT = r"(?:([0-9.]+)|\[([0-9a-fA-F:.]*:[0-9a-fA-F:.]*)\])(?::[0-9]{1,5})?"
 
@@ -109,9 +112,10 @@ def require_manager(sender: Sender, manager_ips: list[Network]) -> Address:
 def participant_bytes(address: Address, ipv6_prefix: int) -> bytes:
     """Return what identifies a participant: an IPv4 address, or the network of an IPv6 address.
 
-    ipv6_prefix: 1 to 128, how many leading bits of an IPv6 address count.
+    ipv6_prefix: 1 to 128, how many leading bits of an IPv6 address count. All do of an
+    address that stands for an IPv4 address, because its network is everybody's.
     """
-    if address.version == 4:
+    if address.version == 4 or any(address in network for network in NAT64_NETWORKS):
         return address.packed
     host_bits = 128 - ipv6_prefix
     # Not by ip_network(), which takes four times as long.
@@ -138,4 +142,11 @@ def is_own_page(environ: Environ) -> bool:
     origin = environ.get("HTTP_ORIGIN")
     if not origin:
         return True
-    return origin.partition("://")[2].lower() == environ.get("HTTP_HOST", "").lower()
+    scheme, _, origin_host = origin.lower().partition("://")
+    default_port = f":{DEFAULT_PORTS.get(scheme, '')}"
+    host = environ.get("HTTP_HOST", "").lower()
+    return host != "" and _without(default_port, origin_host) == _without(default_port, host)
+
+
+def _without(end: str, text: str) -> str:
+    return text[: -len(end)] if text.endswith(end) else text

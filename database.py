@@ -13,6 +13,7 @@ import logging
 import os
 import queue
 import sqlite3
+import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ PRAGMAS = """
 PRAGMA synchronous = FULL; -- what was answered survives a loss of power; NORMAL might undo it
 PRAGMA secure_delete = ON; -- what is deleted is overwritten, not just forgotten
 PRAGMA foreign_keys = ON; -- SQLite does not enforce them by default
+PRAGMA journal_size_limit = 16777216; -- bytes: a reader left open lets -wal grow to hundreds of MB
 PRAGMA temp_store = MEMORY; -- the directory for temporary files may be full
 """
 
@@ -101,11 +103,11 @@ class Database:
                 reader = _connect(self.path, "ro")
                 reader.execute(READ_IDENTITY).fetchall()
                 self._readers.put(reader)
+            _require_writable(self._writer)
             self._turn = os.open(f"{self.path}-wal", os.O_RDONLY | os.O_CLOEXEC)
             self._files = self._identify_files()
         except (OSError, sqlite3.Error) as error:
-            reason = getattr(error, "strerror", error)
-            raise DatabaseRefused(f"{self.path} cannot be opened: {reason}") from error
+            raise DatabaseRefused(_reason_of(error, self.path)) from error
 
         self._thread = threading.Thread(target=self._run_writes, name="raffle-writer", daemon=True)
         self._thread.start()
@@ -398,17 +400,13 @@ def _prepare(path: Path, schema: str) -> None:
     # SQLite would delete the -wal file of a database that is missing, with all it holds.
     if wal.exists() and wal.stat().st_size and not (path.exists() and path.stat().st_size):
         raise DatabaseRefused(f"{wal} holds commits, but {path} is missing or empty: put it back")
-    for place in filter(Path.exists, (path.parent, path)):
-        if not os.access(place, os.W_OK, effective_ids=True):
-            user, owner = os.geteuid(), place.stat().st_uid
-            raise DatabaseRefused(
-                f"{place} cannot be written by user {user}: it belongs to user {owner}"
-            )
 
-    path.touch(0o600)
+    if not path.exists():
+        path.touch(0o600)
     with closing(sqlite3.connect(":memory:")) as model:
         model.executescript(schema)
         [(application, needed)] = model.execute(READ_IDENTITY).fetchall()
+        tables = _tables(model)
     with closing(_connect(path, "rw")) as connection:
         [identity] = connection.execute(READ_IDENTITY).fetchall()
         if tuple(identity) == (application, needed):
@@ -417,6 +415,11 @@ def _prepare(path: Path, schema: str) -> None:
         # In a write transaction, so that another start has either done nothing or all.
         connection.execute("BEGIN IMMEDIATE")
         [(found, version)] = connection.execute(READ_IDENTITY).fetchall()
+        if not found and tables and tables <= _tables(connection):
+            raise DatabaseRefused(
+                f"{path} looks like a loaded .dump, which has lost its version: make copies with "
+                "VACUUM INTO instead"
+            )
         if path.stat().st_size and found != application:
             raise DatabaseRefused(f"{path} was made by another program")
         if found and version != needed:
@@ -425,6 +428,46 @@ def _prepare(path: Path, schema: str) -> None:
             )
         connection.execute("ROLLBACK")
         connection.executescript(schema)
+
+
+def _tables(connection: sqlite3.Connection) -> set[str]:
+    rows = connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall()
+    return {name for (name,) in rows}
+
+
+def _require_writable(connection: sqlite3.Connection) -> None:
+    """Raise sqlite3.OperationalError if the file can only be read. A lock is no reason."""
+    connection.execute("PRAGMA busy_timeout = 0").fetchall()
+    try:
+        # BEGIN IMMEDIATE alone succeeds on a file that can only be read.
+        connection.execute("BEGIN IMMEDIATE")
+        _rewrite_version(connection, None, [])
+        connection.execute("ROLLBACK")
+    except sqlite3.OperationalError as error:
+        if str(error) != "database is locked":
+            raise
+    connection.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT * 1000)}").fetchall()
+
+
+def _reason_of(error: Exception, path: Path) -> str:
+    """Return one sentence on why a database cannot be opened: the system's, if it has one.
+
+    The system is asked only after SQLite has failed: closing a file that a process
+    serves would drop SQLite's locks in that process. os.access() is not asked, because
+    it says no in some containers where a write succeeds.
+    """
+    try:
+        if path.exists():
+            os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+        place = path.parent
+        tempfile.TemporaryFile(dir=place).close()
+    except OSError as reason:
+        place = path if reason.filename == os.fspath(path) else path.parent
+        if isinstance(reason, PermissionError):
+            user, owner = os.geteuid(), place.stat().st_uid
+            return f"{place} cannot be written by user {user}: it belongs to user {owner}"
+        return f"{place} cannot be written: {reason.strerror}"
+    return f"{path} cannot be opened: {getattr(error, 'strerror', error)}"
 
 
 def _set_wal_mode(connection: sqlite3.Connection) -> None:

@@ -91,6 +91,7 @@ import re
 import struct
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -107,6 +108,8 @@ ROUNDS = 24
 
 MAX_ANSWER = 16 * 2**20  # bytes
 READ_TIMEOUT = 60  # seconds
+USER_AGENT = "raffle-draw/2"  # some servers refuse that of Python
+PROGRESS_INTERVAL = 2  # seconds
 MAX_READS = 3  # of a raffle whose winners are being replaced
 MAX_FAULTS = 100  # wins that are not as computed, before it no longer matters why
 # What a raffle shows from the start, and what it shows once it is closed.
@@ -561,7 +564,24 @@ def _check_files(
             replacements += items
         else:
             wins += items
-    return raffle, check_draw(raffle, wins, saved, replacements)
+    return raffle, check_draw(raffle, _show_progress(wins, len(wins)), saved, replacements)
+
+
+def _show_progress(wins: Iterable[Item], amount: int) -> Iterator[Item]:
+    """Yield the wins; if that takes long, say on a terminal how many of them are checked."""
+    is_terminal = sys.stderr.isatty()
+    shown_at = time.monotonic()
+    is_shown = False
+    for checked, win in enumerate(wins):
+        if is_terminal and time.monotonic() > shown_at + PROGRESS_INTERVAL:
+            print(
+                f"\r{checked:,} of {amount:,} wins are checked", end="", file=sys.stderr, flush=True
+            )
+            shown_at = time.monotonic()
+            is_shown = True
+        yield win
+    if is_shown:
+        print(f"\r{amount:,} of {amount:,} wins are checked", file=sys.stderr)
 
 
 def _check_on_server(
@@ -584,7 +604,7 @@ def _check_on_server(
         fault = None
         results = []
         try:
-            results = check_draw(raffle, wins, saved, replacements)
+            results = check_draw(raffle, _show_progress(wins, amount), saved, replacements)
         except ValueError as error:
             fault = error
         if _fetch_raffle(address)["replacements"] == raffle["replacements"]:
@@ -615,11 +635,19 @@ def _fetch_items(url: str, amount: int) -> Iterator[Item]:
 
 def _fetch(url: str, expected_type: type) -> tuple[Any, str | None]:
     """Return the JSON at a URL, and the URL of its next page or None. Raises ValueError."""
-    with urllib.request.urlopen(url, timeout=READ_TIMEOUT) as answer:
-        # read() would follow a chunk of negative length to its end.
-        buffer = bytearray(MAX_ANSWER + 1)
-        text = bytes(buffer[: answer.readinto(buffer)])
-        link = answer.headers.get("Link", "")
+    request = urllib.request.Request(url, headers={"User-Agent": USER_AGENT})
+    try:
+        with urllib.request.urlopen(request, timeout=READ_TIMEOUT) as answer:
+            # read() would follow a chunk of negative length to its end.
+            buffer = bytearray(MAX_ANSWER + 1)
+            text = bytes(buffer[: answer.readinto(buffer)])
+            link = answer.headers.get("Link", "")
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise ValueError(
+            f"{url} answers {error.code} {error.reason}: what you save with another program can be "
+            "checked as files"
+        ) from None
     if len(text) > MAX_ANSWER:
         raise ValueError(f"{url} answers with more than {MAX_ANSWER} bytes")
 

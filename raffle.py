@@ -232,8 +232,10 @@ def read_object(max_length: int = MAX_BODY) -> dict[str, Any]:
 
 def parse_object(body: bytes, max_length: int) -> dict[str, Any]:
     """Return the JSON object of a body that may be too long. Raises Refused 415, 413, 400."""
-    if request.content_type.partition(";")[0].strip() != "application/json":
-        raise Refused(415, "The body must be sent as Content-Type: application/json")
+    media_type = request.content_type.partition(";")[0].strip()
+    if media_type != "application/json":
+        found = f"not {media_type[:100]!r}" if media_type else "and it has no type"
+        raise Refused(415, f"The body must be sent as Content-Type: application/json, {found}")
     if len(body) > max_length:
         raise Refused(413, f"The body must not be longer than {max_length} bytes")
 
@@ -512,11 +514,19 @@ def with_next_link(page: storage.Page) -> list[dict[str, Any]]:
     """Return the items of a page; add a Link header (RFC 8288) to the page after it, if any."""
     if page.next_cursor is not None:
         limit = request.query.get("limit")
-        query = (
-            f"limit={limit}&cursor={page.next_cursor}" if limit else f"cursor={page.next_cursor}"
-        )
-        response.set_header("Link", f'<{request.path.lower()}?{query}>; rel="next"')
+        query = f"cursor={page.next_cursor}"
+        if limit:
+            query = f"limit={limit}&{query}"
+        # A reference to the same path, whatever prefix a proxy has put before it.
+        response.set_header("Link", f'<?{query}>; rel="next"')
     return page.items
+
+
+def reference_to(raffle_id: str) -> str:
+    """Return a reference (RFC 3986) from the list of raffles to one, behind any prefix."""
+    # Relative to what was asked for, which may have no last slash.
+    directory = "../" if request.environ["bottle.raw_path"].endswith("/") else ""
+    return f"{directory}raffles/{raffle_id}/"
 
 
 def answer_json(route: Callable[..., Any]) -> Callable[..., str]:
@@ -613,7 +623,7 @@ def create_raffle() -> dict[str, Any]:
     raffle = request.app.storage.create_raffle(name, total_tickets, prizes, closes_at, source)
     log.info("Raffle %s created by %s", raffle["id"], manager)
     response.status = 201
-    response.set_header("Location", f"/raffles/{raffle['id']}/")
+    response.set_header("Location", reference_to(raffle["id"]))
     return raffle
 
 
@@ -910,6 +920,11 @@ class LineFormatter(logging.Formatter):
 
     Nor can it control a terminal.
     """
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
+        # With the offset from UTC, in which the API has its times.
+        local = datetime.fromtimestamp(record.created).astimezone()
+        return local.isoformat(sep=" ", timespec="milliseconds")
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record).replace("\n", "\n    ")

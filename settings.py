@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any, Callable, NamedTuple, Union
 
+# What reads an env file may leave them around a value, and a word processor put them there.
+QUOTES = "'\"`\u00ab\u00bb\u2018-\u201f"
 Network = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
 
 
@@ -61,6 +63,10 @@ def _read_path(value: str | os.PathLike[str]) -> str:
         raise ValueError(
             f"{text!r} has white space at an end, or characters that cannot be printed"
         )
+    if re.search(f"^[{QUOTES}]|[{QUOTES}]$", text):
+        raise ValueError(f"{text} has quotes around it, which would be part of the name")
+    if text.lower().startswith("file:") or text == ":memory:":
+        raise ValueError(f"{text} is not the path of a file")
     return text
 
 

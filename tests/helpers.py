@@ -20,6 +20,7 @@ from contextlib import closing
 from itertools import count
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 import pytest
 import webtest
@@ -78,7 +79,8 @@ class Client(webtest.TestApp):
         self, total_tickets: object = 3, prizes: object = ONE_PRIZE, **members: Any
     ) -> str:
         """Create a raffle and return its path."""
-        return self.create(total_tickets, prizes, **members).headers["Location"]
+        location = self.create(total_tickets, prizes, **members).headers["Location"]
+        return urljoin("/raffles/", location)
 
     def participate(
         self, path: str, address: str = "10.1.0.1", status: int | str = 201, **headers: str
@@ -168,7 +170,7 @@ def all_pages(
         headers, page = get(path)
         yield page
         link = re.fullmatch(r'<([^>]+)>; rel="next"', headers.get("Link", ""))
-        path = link[1] if link else None
+        path = urljoin(path, link[1]) if link else None
 
 
 # How many processes the servers of the tests have that do not need a certain number.
@@ -239,7 +241,7 @@ class Server:
         body = {"name": "Fair", "total_tickets": total_tickets, "prizes": prizes}
         status, headers, answer = self.request("POST", "/raffles/", body, source)
         assert status == 201, answer
-        return headers["Location"]
+        return urljoin("/raffles/", headers["Location"])
 
     def create_sold_out(
         self, total_tickets: int, prizes: object = ONE_PRIZE

@@ -4,6 +4,7 @@ import os
 import resource
 import shutil
 import sqlite3
+import subprocess
 import sys
 import tempfile
 import threading
@@ -367,7 +368,12 @@ def make_other_application(database, good):
 
 
 def make_other_table(database, good):
+    execute(database, "CREATE TABLE other (value)")
+
+
+def make_loaded_dump(database, good):
     execute(database, "CREATE TABLE item (value)")
+    execute(database, "CREATE TABLE other (value)")
 
 
 def make_text(database, good):
@@ -414,6 +420,7 @@ NO_DATABASE = "(was made by another program|cannot be opened: file is not a data
 REASONS = {
     make_other_application: OTHER_PROGRAM,
     make_other_table: OTHER_PROGRAM,
+    make_loaded_dump: "looks like a loaded .dump, .+ with VACUUM INTO instead",
     make_text: NO_DATABASE,
     make_other_header: NO_DATABASE,
     make_newer_version: "has version 4, but this program needs version 3",
@@ -466,6 +473,7 @@ def test_what_this_user_cannot_write_is_refused(protected):
         database = Path(directory, "raffle.db")
         Database(database, SCHEMA).close()
         database.parent.chmod(0o777)
+        database.chmod(0o666)
         path = database.parent / protected
         path.chmod(0o555)
 
@@ -477,3 +485,44 @@ def test_what_this_user_cannot_write_is_refused(protected):
                 Database(database, SCHEMA)
         finally:
             os.seteuid(os.getuid())
+
+
+def test_a_read_only_file_system_is_called_by_its_name():
+    with tempfile.TemporaryDirectory() as directory:
+        mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", directory]
+        if subprocess.run(mount, check=False, capture_output=True).returncode:
+            pytest.skip("only root can mount a file system")
+        try:
+            database = Path(directory, "raffle.db")
+            Database(database, SCHEMA).close()
+            subprocess.run(["mount", "-o", "remount,ro", directory], check=True)
+            for path in (database, database.with_name("new.db")):
+                with pytest.raises(DatabaseRefused, match=r"written: Read-only file system$"):
+                    Database(path, SCHEMA)
+        finally:
+            subprocess.run(["umount", directory], check=True)
+
+
+def test_a_start_does_not_wait_for_who_writes(open_database, database):
+    """Whatever another program does: an existing file is opened without a lock."""
+    db = open_database()
+    with closing(sqlite3.connect(database, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        assert open_database().read("SELECT count(*) FROM item")[0][0] == 0
+        other.execute("ROLLBACK")
+    assert db.write(add, None, 1) == 1
+
+
+def test_a_long_wal_file_is_cut_once_its_readers_are_gone(open_database, database):
+    """It grows for as long as one reads; without a limit it would keep its length."""
+    db = open_database()
+    wal = database.with_name("raffle.db-wal")
+    with closing(sqlite3.connect(database, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM item").fetchall()
+        for number in range(30):
+            db.execute("INSERT INTO item (value) VALUES (zeroblob(1000000 + ?))", (number,))
+        assert wal.stat().st_size > 25_000_000
+    for number in range(3):
+        db.write(add, None, number)
+    assert wal.stat().st_size <= 16 * 2**20

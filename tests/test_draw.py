@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 import random
 import re
 import shutil
@@ -13,6 +14,7 @@ import threading
 from contextlib import suppress
 from functools import partial
 from itertools import chain, permutations, repeat
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -630,18 +632,21 @@ class Site(socketserver.ThreadingTCPServer):
     """A server of one raffle, which answers as it is told.
 
     answers: by what follows the raffle's path, pieces of bytes. asked: what was asked for.
+    agents: what said that it asked.
     """
 
     def __init__(self, drawn):
         super().__init__(("127.0.0.1", 0), None)
         self.address = f"http://127.0.0.1:{self.server_address[1]}/raffles/{drawn.raffle['id']}/"
         self.asked = []
+        self.agents = []
         self.answers = {"": [answer(drawn.raffle)], "winners": [answer(drawn.wins)]}
         threading.Thread(target=self.serve_forever, args=(0.01,)).start()
 
     def finish_request(self, request, client_address):
-        target = request.recv(65536).split()[1].decode()
-        self.asked.append(target.split("/")[3])
+        head = request.recv(65536).decode()
+        self.asked.append(head.split()[1].split("/")[3])
+        self.agents += re.findall("(?i)\r\nuser-agent: (.*)\r\n", head)
         with suppress(OSError):  # the program may have closed
             for piece in self.answers[self.asked[-1]]:
                 request.sendall(piece)
@@ -652,6 +657,35 @@ def site(drawn):
     with Site(drawn) as site:
         yield site
         site.shutdown()
+
+
+def test_the_program_says_what_it_is_and_what_to_do_if_that_is_refused(site, drawn, tmp_path):
+    """A CDN refuses the name of Python's library, and lets others pass."""
+    assert run(tmp_path, site.address)[0] == 0
+    assert set(site.agents) == {draw.USER_AGENT}
+    assert "urllib" not in draw.USER_AGENT
+
+    site.answers[""] = [answer(b"<html>", status="403 Forbidden")]
+    outcome = run(tmp_path, site.address)
+    assert_not_checked(outcome, "answers 403 Forbidden")
+    assert_not_checked(outcome, "can be checked as files")
+
+
+def test_a_long_check_says_on_a_terminal_how_far_it_is(drawn, tmp_path):
+    answers = [str(tmp_path / name) for name in ("raffle", "wins")]
+    Path(answers[0]).write_text(json.dumps(drawn.raffle))
+    Path(answers[1]).write_text(json.dumps(drawn.wins))
+    command = [sys.executable, ROOT / FAULTS, "draw.PROGRESS_INTERVAL=0", "check", *answers]
+
+    terminal, end = os.openpty()
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=end, text=True, check=True)
+    os.close(end)
+    assert "15 of 15 wins are checked" in os.read(terminal, 65536).decode()
+    os.close(terminal)
+    assert "are checked" not in done.stdout
+
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
 
 
 @pytest.mark.parametrize("wins", [0, 1])

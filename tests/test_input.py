@@ -550,6 +550,9 @@ def test_a_body_of_another_type_is_refused(client, content_type):
         response = client.send("POST", target, body, Content_Type=content_type)
 
         assert response.status_int == 415, target
+        media_type = content_type.partition(";")[0]
+        found = f"not {media_type!r}" if media_type else "and it has no type"
+        assert response.json["detail"].endswith(f"application/json, {found}"), target
     assert client.get("/raffles/").json == []
 
 

@@ -4,12 +4,14 @@ import re
 
 from helpers import FAULTS
 
-LINE = re.compile(r"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (INFO|WARNING|ERROR) .+")
+LINE = re.compile(r"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}\+14:00 (INFO|WARNING|ERROR) .+")
 # A line of its own, and what controls or confuses a terminal.
 FORGED = "\n1999-12-31 00:00:00,000 INFO Winners drawn\r\x1b[2J\x9b2J\x7f\x85\u2028\u202e\u200b"
 
 
-def test_no_client_forges_a_log_line_or_controls_a_terminal(serve):
+def test_no_client_forges_a_log_line_or_controls_a_terminal(serve, monkeypatch):
+    # Its lines say by how much its time differs from that of the API.
+    monkeypatch.setenv("TZ", "Pacific/Kiritimati")
     server = serve(
         program=(FAULTS, "fail_to_read"), RAFFLE_TRUSTED_PROXIES="127.0.0.1", processes=1
     )

@@ -7,6 +7,7 @@ import socket
 import subprocess
 from contextlib import closing
 from http.client import HTTPConnection
+from urllib.parse import urljoin
 
 import pytest
 from helpers import ONE_PRIZE, README, installed, wait_for
@@ -113,7 +114,7 @@ def test_behind_nginx_every_client_is_who_it_is(trusted_nginx):
 
     status, headers, _ = ask(port, "POST", "/raffles", BODY, MANAGER)
     assert status == 201
-    path = headers["Location"]
+    path = urljoin("/raffles", headers["Location"])
 
     # Each gets one ticket, whoever they say that they ask for.
     forged = {"X-Forwarded-For": "127.0.0.9"}
@@ -128,9 +129,10 @@ def test_behind_nginx_every_client_is_who_it_is(trusted_nginx):
 def test_behind_nginx_the_host_and_the_origin_count(trusted_nginx):
     server, port = trusted_nginx
     _, headers, _ = ask(port, "POST", "/raffles/", BODY, MANAGER)
-    winners = f"{headers['Location']}winners/"
+    path = urljoin("/raffles/", headers["Location"])
+    winners = f"{path}winners/"
     for n in range(4):
-        ask(port, "POST", f"{headers['Location']}participate/", source=f"127.0.1.{n}")
+        ask(port, "POST", f"{path}participate/", source=f"127.0.1.{n}")
 
     def draw(**headers):
         return ask(port, "POST", winners, source=MANAGER, **headers)[0]

@@ -471,7 +471,8 @@ ORIGINS = {
     "": True,
     "http://localhost:80": True,
     "https://LOCALHOST:80": True,
-    "http://localhost": False,
+    "http://localhost": True,
+    "https://localhost": False,
     "http://localhost:8080": False,
     "https://evil.example": False,
     "https://evil.example/http://localhost:80": False,
@@ -522,12 +523,38 @@ def test_without_sec_fetch_site_the_origin_decides(client, origin):
         assert_changes(client, browser_headers(site, origin), ORIGINS[origin])
 
 
+def test_behind_nat64_the_whole_address_counts(client_of):
+    """Every IPv4 client has an address in the same network there."""
+    client = client_of(RAFFLE_IPV6_PREFIX="64")
+    path = client.new_raffle(9)
+    for address, status in (
+        ("64:ff9b::c000:201", 201),
+        ("64:ff9b::c000:202", 201),
+        ("64:ff9b::c000:201", 403),
+        ("64:ff9b:1::c000:201", 201),
+        ("64:ff9b:1:ffff::1", 201),
+        ("64:ff9b:1:ffff::2", 201),
+        ("64:ff9b:2::1", 201),
+        ("64:ff9b:2::2", 403),
+    ):
+        client.participate(path, address, status)
+
+
 @pytest.mark.parametrize(
     ("host", "origin", "status"),
     [
         ("raffle.example", "https://raffle.example", 404),
         ("Raffle.example:8080", "http://raffle.Example:8080", 404),
         ("[::1]:8080", "http://[::1]:8080", 404),
+        # The port of a scheme may be left out.
+        ("raffle.example:443", "https://raffle.example", 404),
+        ("raffle.example", "https://raffle.example:443", 404),
+        ("raffle.example:80", "http://raffle.example", 404),
+        ("raffle.example", "http://raffle.example:80", 404),
+        ("raffle.example:80", "https://raffle.example", 403),
+        ("raffle.example:443", "http://raffle.example", 403),
+        ("raffle.example:8080", "http://raffle.example", 403),
+        ("", "null", 403),
         ("raffle.example", "http://localhost:80", 403),
         ("", "http://localhost:80", 403),
     ],

@@ -24,7 +24,9 @@ INVALID = {
     "RAFFLE_DATABASE": [
         "raffle.db\r", "raffle.db\n", " raffle.db", "raffle.db ", "raffle.db\t", "\xa0raffle.db",
         " ", "\x7f", "raf\x1bfle.db", "raf\u200bfle.db", "raf\u2028fle.db", "raf\udcfffle.db",
-        ".", "no/raffle.db",
+        ".", "no/raffle.db", "'raffle.db'", '"raffle.db"', "`raffle.db`", "\u201craffle.db\u201d",
+        "\u2018raffle.db\u2019", "\u00abraffle.db\u00bb", '"raffle.db', "raffle.db'",
+        "file:raffle.db", "FILE:/raffle.db?mode=ro", ":memory:",
     ],
     "RAFFLE_LISTEN": [
         "8080", ":8080", "localhost:8080", "127.0.0.1", "127.0.0.1:", "127.0.0.1:http", " ",
