@@ -33,6 +33,7 @@ import bottle
 from waitress.adjustments import Adjustments
 from waitress.channel import ClientDisconnected
 
+import database
 import draw
 import raffle
 import server
@@ -223,6 +224,26 @@ def refuse_in_children() -> None:
     serve()
 
 
+def serve_with_pragma(pragma: str) -> None:
+    """Have the writing connection run one more pragma, such as `synchronous = NORMAL`."""
+    pragmas = database.PRAGMAS
+    assert isinstance(pragmas, str)
+    database.PRAGMAS = f"{pragmas}PRAGMA {pragma};"
+    serve()
+
+
+def name_writing_thread(pragma: str) -> None:
+    """Say on standard error which thread writes; its connection runs one more pragma."""
+
+    def run(thread: threading.Thread) -> None:
+        if thread.name == "raffle-writer":
+            print(f"raffle-writer {threading.get_native_id()}", file=sys.stderr, flush=True)
+        original(thread)
+
+    original = replace(threading.Thread, "run", run)
+    serve_with_pragma(pragma)
+
+
 def serve_whatever_fails() -> None:
     """Serve the application as other WSGI servers do: they do not end when a commit fails."""
     app = raffle.create_app()
@@ -321,6 +342,8 @@ SCENES = {
         replace_while_read,
         signal_in_turn,
         refuse_in_children,
+        serve_with_pragma,
+        name_writing_thread,
         serve_whatever_fails,
         fork,
         check,
