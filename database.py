@@ -65,25 +65,44 @@ class Write(NamedTuple):
     claim: threading.Lock
 
 
+class File(NamedTuple):
+    """Which file a database is: where it is, and what nothing else has there."""
+
+    path: Path
+    device: int
+    inode: int
+
+
+class Share(NamedTuple):
+    """How many processes share the memory for the cache, and the file that they share, if any."""
+
+    processes: int
+    file: File | None
+
+
+ALONE = Share(1, None)
+
+
 class Database:
     """One SQLite file. Its methods may be called from any thread of the process that opened it."""
 
-    def __init__(self, path: str | os.PathLike[str], schema: str, processes: int = 1) -> None:
+    def __init__(self, path: str | os.PathLike[str], schema: str, share: Share = ALONE) -> None:
         """Open the database at `path`, or create it, readable by its owner only.
 
         schema: SQL that creates the tables and sets application_id and user_version.
-        processes: how many share the memory for the cache. Raises DatabaseRefused.
+        share: with whom it is shared. Raises DatabaseRefused.
         """
         if sqlite3.sqlite_version_info < (3, 37):  # STRICT tables
             raise DatabaseRefused(
                 f"SQLite 3.37 or newer is needed, and this Python has {sqlite3.sqlite_version}"
             )
         # Whatever becomes of the current directory or of a link, it stays the same file.
-        self.path = Path(os.path.realpath(path))
+        self.path = share.file.path if share.file else Path(os.path.realpath(path))
         self.has_lost_commit = False  # a commit has failed for good: only a restart helps
         self._process = os.getpid()
         self._has_warned_of_fork = False
         self._is_failing = False  # the last transaction that should have written failed
+        self._has_stalled = False  # writes were given up since the last batch
         self._is_closing = False
         self._turn_wanted_since: float | None = None  # while the thread waits for its turn
         # Held to set _is_closing and to put a write: so nothing follows the None of close().
@@ -92,11 +111,14 @@ class Database:
         self._readers: queue.SimpleQueue[sqlite3.Connection] = queue.SimpleQueue()
 
         try:
-            _prepare(self.path, schema)
+            if share.file is None:
+                _prepare(self.path, schema)
+            elif _identify(self.path) != share.file:
+                raise DatabaseRefused(f"{self.path} was replaced")
             self._writer = _connect(self.path, "rw")
             _set_wal_mode(self._writer)
             self._writer.executescript(PRAGMAS)
-            self._writer.executescript(f"PRAGMA cache_size = -{CACHE_SIZE // processes}")
+            self._writer.executescript(f"PRAGMA cache_size = -{CACHE_SIZE // share.processes}")
             # The first read opens the -wal file: now, so that it is not another one later.
             self._writer.execute(READ_IDENTITY).fetchall()
             for _ in range(READERS):
@@ -104,8 +126,11 @@ class Database:
                 reader.execute(READ_IDENTITY).fetchall()
                 self._readers.put(reader)
             _require_writable(self._writer)
-            self._turn = os.open(f"{self.path}-wal", os.O_RDONLY | os.O_CLOEXEC)
+            # To write, because some file systems lock no other descriptors.
+            self._turn_file = os.open(f"{self.path}-wal", os.O_RDWR | os.O_CLOEXEC)
+            _require_lockable(self._turn_file)
             self._files = self._identify_files()
+            self.file = _identify(self.path)
         except (OSError, sqlite3.Error) as error:
             raise DatabaseRefused(_reason_of(error, self.path)) from error
 
@@ -168,9 +193,11 @@ class Database:
         except queue.Empty:
             if write.claim.acquire(blocking=False):
                 # It is left in the queue, and never run.
-                log.warning("A write has waited for %g seconds for another process", BUSY_TIMEOUT)
+                if not self._has_stalled:
+                    self._has_stalled = True
+                    log.warning("Writes have waited for %g seconds, and are refused", BUSY_TIMEOUT)
                 raise DatabaseUnavailable from None
-            return write.reply.get()
+            return write.reply.get()  # claimed by the thread: its answer is near
 
     def require_writable(self) -> None:
         """Raise DatabaseUnavailable unless a transaction commits.
@@ -235,23 +262,29 @@ class Database:
             self._readers.put(reader)  # refuses those who wait for it
         # The last connection to close removes the -wal file: so not a reader.
         self._writer.close()
-        os.close(self._turn)
+        os.close(self._turn_file)
 
     def _write_batch(self, first: Write) -> None:
         """Run all writes that wait in one transaction, then answer each of them."""
-        waited = self._take_turn()
+        groups: dict[tuple[Action, Any], list[Write]] = {}
         try:
-            groups = self._collect_groups(first)
-            writes = [write for group in groups.values() for write in group]
+            waited = self._take_turn()
             try:
-                outcomes = self._commit(groups, waited) if groups else []
-            except BaseException as error:  # whatever it is, nobody may wait for ever
-                with suppress(sqlite3.Error):  # SQLite may have rolled back already
-                    self._writer.execute("ROLLBACK")
-                outcomes = [self._failure(error)] * len(writes)
-        finally:
-            fcntl.flock(self._turn, fcntl.LOCK_UN)
+                groups = self._collect_groups(first)
+                outcomes = []
+                if groups:  # not all were given up
+                    self._begin(waited)
+                    outcomes = self._commit(groups)
+            finally:
+                fcntl.flock(self._turn_file, fcntl.LOCK_UN)
+        except BaseException as error:  # whatever it is, nobody may wait for ever
+            with suppress(sqlite3.Error):  # SQLite may have rolled back already
+                self._writer.execute("ROLLBACK")
+            groups = groups or self._collect_groups(first)
+            outcomes = [self._failure(error)] * sum(map(len, groups.values()))
 
+        self._has_stalled = False
+        writes = [write for group in groups.values() for write in group]
         for write, outcome in zip(writes, outcomes):
             write.reply.put(outcome)
 
@@ -267,8 +300,10 @@ class Database:
         """
         began = time.monotonic()
         self._turn_wanted_since = began
-        fcntl.flock(self._turn, fcntl.LOCK_EX)
-        self._turn_wanted_since = None
+        try:
+            fcntl.flock(self._turn_file, fcntl.LOCK_EX)
+        finally:
+            self._turn_wanted_since = None
         return time.monotonic() - began
 
     def _is_turn_overdue(self) -> bool:
@@ -288,14 +323,12 @@ class Database:
                 groups.setdefault((write.action, write.group), []).append(write)
         return groups
 
-    def _commit(self, groups: dict[tuple[Action, Any], list[Write]], waited: float) -> list[Any]:
-        """Run the groups in one transaction; return the outcomes of all, in the order of groups.
+    def _commit(self, groups: dict[tuple[Action, Any], list[Write]]) -> list[Any]:
+        """Run the groups in the transaction, and commit it; return the outcomes of all, in order.
 
-        Each runs behind a savepoint, so that one that fails leaves nothing. waited:
-        seconds that those who wait have waited already.
+        Each runs behind a savepoint, so that one that fails leaves nothing.
         """
         changes = self._writer.total_changes
-        self._begin(waited)
         outcomes: list[Any] = []
         for (action, group), writes in groups.items():
             self._writer.execute("SAVEPOINT before_group")
@@ -325,13 +358,11 @@ class Database:
 
     def _begin(self, waited: float) -> None:
         """Begin a transaction. A lock of another program gets the rest of BUSY_TIMEOUT."""
-        if waited < BUSY_TIMEOUT / 10:
-            self._writer.execute("BEGIN IMMEDIATE")
-            return
-        if not self._is_failing:
+        is_shorter = waited > BUSY_TIMEOUT / 10 and not self._is_failing
+        if is_shorter:
             self._set_busy_timeout(max(0, BUSY_TIMEOUT - waited))
         self._writer.execute("BEGIN IMMEDIATE")
-        if not self._is_failing:
+        if is_shorter:
             self._set_busy_timeout(BUSY_TIMEOUT)
 
     def _lose_commit(self, error: sqlite3.Error) -> None:
@@ -387,6 +418,19 @@ def _rewrite_version(
     [(version,)] = connection.execute("PRAGMA user_version").fetchall()
     connection.execute(f"PRAGMA user_version = {version}").fetchall()
     return requests
+
+
+def _identify(path: Path) -> File:
+    """Return which file is at a path. Raises OSError."""
+    stat = path.stat()
+    return File(path, stat.st_dev, stat.st_ino)
+
+
+def _require_lockable(descriptor: int) -> None:
+    """Raise OSError if the file system has no locks for turns."""
+    with suppress(BlockingIOError):  # somebody has it
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
 def _prepare(path: Path, schema: str) -> None:
@@ -481,8 +525,8 @@ def _set_wal_mode(connection: sqlite3.Connection) -> None:
         try:
             connection.execute("PRAGMA journal_mode = WAL").fetchall()
             return
-        except sqlite3.OperationalError:
-            if time.monotonic() > deadline:
+        except sqlite3.OperationalError as error:
+            if str(error) != "database is locked" or time.monotonic() > deadline:
                 raise
             time.sleep(0.01)
 

@@ -741,13 +741,10 @@ def log_settings(settings: dict[str, Any]) -> None:
     log.info("Settings: %s", json.dumps(settings, default=str))
 
 
-def open_storage(settings: dict[str, Any], processes: int = 1) -> storage.Storage:
-    """Return the storage of the database. Raises SettingError.
-
-    processes: how many share the memory for its cache.
-    """
+def open_storage(settings: dict[str, Any], share: storage.Share = storage.ALONE) -> storage.Storage:
+    """Return the storage of the database. Raises SettingError."""
     try:
-        return storage.Storage(settings["RAFFLE_DATABASE"], processes)
+        return storage.Storage(settings["RAFFLE_DATABASE"], share)
     except storage.DatabaseRefused as error:
         raise SettingError(f"RAFFLE_DATABASE: {error}") from error
 
@@ -843,16 +840,18 @@ def serve_alone(settings: dict[str, Any], listener: socket.socket) -> int:
 
 def serve_together(settings: dict[str, Any], listener: socket.socket, processes: int) -> str | int:
     """Serve in several processes; return what to end the program with. Raises SettingError."""
-    # What is refused is refused once, here, and the file is created once.
-    open_storage(settings).close()
+    # Once for all: what is refused, the creation of the file, and which file a path leads to.
+    opened = open_storage(settings)
+    share = storage.Share(processes, opened.file)
+    opened.close()
 
     def run(child: server.Child) -> int:
         try:
-            app = build_app(settings, open_storage(settings, processes))
+            app = build_app(settings, open_storage(settings, share))
         except SettingError as error:
             child.report_refusal(str(error))
             return 1
-        return serve_app(app, listener, child.report_listening, child.parent)
+        return serve_app(app, listener, child.report_listening, child.parent_pipe)
 
     def greet() -> None:
         print_address(listener)
@@ -864,7 +863,7 @@ def serve_app(
     app: Bottle,
     listener: socket.socket,
     on_listening: Callable[[], None],
-    parent: int | None = None,
+    parent_pipe: int | None = None,
 ) -> int:
     """Serve an application until a signal or the end of its parent; return the exit status.
 
@@ -879,7 +878,7 @@ def serve_app(
         max_body=2 * MAX_BODY,
         is_over=lambda: app.storage.has_lost_commit,
         on_listening=on_listening,
-        parent=parent,
+        parent_pipe=parent_pipe,
     )
     app.close()
     return server.FAILED if app.storage.has_lost_commit else 0

@@ -8,6 +8,7 @@ import resource
 import signal
 import socket
 import time
+from contextlib import suppress
 from typing import Any, Callable, NamedTuple
 
 import waitress
@@ -19,7 +20,8 @@ MAX_CONNECTIONS = 500
 STALL_TIMEOUT = 30  # seconds without progress, or for a request to arrive
 STOP_TIMEOUT = 5  # seconds to answer what has arrived
 KILL_TIMEOUT = 15  # seconds after which a process that does not stop is killed
-RESTART_INTERVAL = 1  # seconds at least between starts of a process in place of one that died
+RESTART_INTERVAL = 1  # seconds at least between starts in place of processes that died
+POLL_INTERVAL = 0.05  # seconds between looks at processes that start or stop
 FAILED = 3  # exit status of a process after which none may go on
 LISTENING = b"+"  # what a child reports
 
@@ -79,14 +81,14 @@ def serve(
     max_body: int,
     is_over: Callable[[], bool],
     on_listening: Callable[[], None],
-    parent: int | None = None,
+    parent_pipe: int | None = None,
 ) -> None:
     """Serve a WSGI application until SIGTERM, SIGINT or SIGHUP.
 
     listener: socket of bind(). threads: requests handled at once. max_body: bytes
     of the longest body that reaches the application. is_over: returns whether to stop
     as well; asked once a second or more often. on_listening: called when signals and
-    requests are answered. parent: descriptor of a pipe whose end stops the server, too.
+    requests are answered. parent_pipe: descriptor of a pipe whose end stops the server.
     """
     server = _create_server(app, listener, threads, max_body)
     is_stopping = False
@@ -97,8 +99,8 @@ def serve(
         server.pull_trigger()
 
     _stop_on_signals(stop)
-    if parent is not None:
-        _Parent(parent, stop, server._map)
+    if parent_pipe is not None:
+        _ParentPipe(parent_pipe, stop, server._map)
     on_listening()
 
     swept = time.monotonic()
@@ -127,8 +129,8 @@ def _stop_signals() -> set[signal.Signals]:
     return signals
 
 
-class _Parent(wasyncore.file_dispatcher):
-    """The end of a pipe that the parent process holds open as long as it lives."""
+class _ParentPipe(wasyncore.file_dispatcher):
+    """The end of a pipe whose other end the parent holds open as long as it lives."""
 
     def __init__(self, descriptor: int, stop: Callable[[], None], sockets: dict[int, Any]) -> None:
         super().__init__(descriptor, map=sockets)
@@ -238,17 +240,21 @@ def _close_stalled(server: Any, timeout: float) -> None:
 class Child(NamedTuple):
     """What a child process has of its parent: ends of two pipes.
 
-    status: to report to. parent: to read from; it ends with the parent.
+    report_pipe: to write to. parent_pipe: to read from; it ends with the parent.
     """
 
-    status: int
-    parent: int
+    report_pipe: int
+    parent_pipe: int
 
     def report_listening(self) -> None:
-        os.write(self.status, LISTENING)
+        self._report(LISTENING)
 
     def report_refusal(self, sentence: str) -> None:
-        os.write(self.status, sentence.encode())
+        self._report(sentence.encode())
+
+    def _report(self, report: bytes) -> None:
+        with suppress(BrokenPipeError):  # the parent is gone, and this process will be, too
+            os.write(self.report_pipe, report)
 
 
 def run_processes(
@@ -263,99 +269,140 @@ def run_processes(
     children are to stop. on_listening: called once all of them listen. No thread and no
     connection may exist yet, because a fork would copy it.
 
-    A child that dies is replaced. One that ends with 0 is not. One that ends before it
-    listens, or with FAILED, stops all: with its sentence, or with 1.
+    Until all listen, one that ends stops all, with its sentence. Afterwards, one that
+    dies is replaced, and one that ends with 0 is not. One that ends with FAILED stops
+    all, with 1.
     """
-    parent, keep_open = os.pipe()
-    # Blocked, and taken one at a time: one that comes between two steps is not lost.
+    # One who ignores it gets no statuses, and passes that on to programs that it starts.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     stop_signals = _stop_signals()
+    # Blocked, and taken one at a time: one that comes between two steps is not lost.
     signal.pthread_sigmask(signal.SIG_BLOCK, {*stop_signals, signal.SIGCHLD})
-    children: set[int] = set()
-
-    def start(how_many: int) -> str | None:
-        forked = [_fork(run, parent, keep_open) for _ in range(how_many)]
-        children.update(pid for pid, _ in forked)
-        refusals = [_read_refusal(status) for _, status in forked]
-        return next((refusal for refusal in refusals if refusal), None)
-
-    outcome: str | int | None = start(number)
+    pipes = os.pipe()
+    starting: dict[int, int] = {}  # by process id: the pipe that it will report to
+    listening: set[int] = set()
+    has_greeted = False
     started = time.monotonic()
-    if outcome is None:
-        on_listening()
+    missing = number
+    outcome: str | int = 0
 
-    missing = 0
-    while outcome is None and (children or missing):
-        received = signal.sigtimedwait({*stop_signals, signal.SIGCHLD}, RESTART_INTERVAL)
+    while missing or starting or listening:
+        if missing and (not has_greeted or time.monotonic() > started + RESTART_INTERVAL):
+            started = time.monotonic()
+            missing -= _start(run, pipes, starting, missing)
+        interval = POLL_INTERVAL if starting or missing else 1
+        received = signal.sigtimedwait({*stop_signals, signal.SIGCHLD}, interval)
         if received is not None and received.si_signo in stop_signals:
-            outcome = 0
-        for pid, status in _reap(children):
+            break
+
+        refusal = _take_reports(starting, listening)
+        for pid, status in _reap(starting, listening):
             if status == FAILED:
                 outcome = 1
             elif status != 0:
-                log.error("Process %d ended with status %d, and is replaced", pid, status)
                 missing += 1
-        if outcome is None and missing and time.monotonic() > started + RESTART_INTERVAL:
-            outcome = start(1)
-            started = time.monotonic()
-            missing -= 1
+                if has_greeted:
+                    log.error("Process %d ended with status %d, and is replaced", pid, status)
+        if not has_greeted and (refusal or missing):
+            outcome = refusal or "A process ended before it listened"
+        if outcome:
+            break
+        if not has_greeted and len(listening) == number:
+            has_greeted = True
+            on_listening()
 
     listener.close()
-    _stop_children(children)
-    return outcome or 0
+    statuses = _stop_children(starting, listening)
+    return 1 if FAILED in statuses and not outcome else outcome
 
 
-def _fork(run: Callable[[Child], int], parent: int, keep_open: int) -> tuple[int, int]:
+def _start(
+    run: Callable[[Child], int], pipes: tuple[int, int], starting: dict[int, int], number: int
+) -> int:
+    """Start so many children; return how many could be started.
+
+    pipes: the ends, to read and to write, of the pipe that ends with the parent.
+    """
+    for count in range(number):
+        try:
+            pid, report_pipe = _fork(run, *pipes)
+        except OSError as error:
+            log.error("A process cannot be started: %s", error)
+            return count
+        starting[pid] = report_pipe
+    return number
+
+
+def _fork(run: Callable[[Child], int], parent_pipe: int, keep_open: int) -> tuple[int, int]:
     """Start a child; return its process id, and the end of the pipe that it reports to."""
-    status, child_status = os.pipe()
-    pid = os.fork()
+    report_pipe, child_pipe = os.pipe()
+    try:
+        pid = os.fork()
+    except OSError:
+        os.close(report_pipe)
+        os.close(child_pipe)
+        raise
     if pid:
-        os.close(child_status)
-        return pid, status
+        os.close(child_pipe)
+        os.set_blocking(report_pipe, False)
+        return pid, report_pipe
 
     exit_status = 1
     try:
-        os.close(status)
+        os.close(report_pipe)
         os.close(keep_open)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
-        exit_status = run(Child(child_status, parent))
+        exit_status = run(Child(child_pipe, parent_pipe))
     except BaseException:
         log.exception("A process has failed")
     finally:
         os._exit(exit_status)  # what the parent has begun is not for the child to end
 
 
-def _read_refusal(status: int) -> str | None:
-    """Wait until a child listens; return None, or one sentence on why it does not."""
-    with open(status, "rb", buffering=0) as pipe:
-        report = pipe.read(1)
+def _take_reports(starting: dict[int, int], listening: set[int]) -> str | None:
+    """Move the children that listen by now; return the sentence of one that does not, if any."""
+    for pid, report_pipe in list(starting.items()):
+        try:
+            report = os.read(report_pipe, 65536)
+        except BlockingIOError:
+            continue
         if report == LISTENING:
-            return None
-        return (report + pipe.read()).decode() or "A process ended before it listened"
+            os.close(starting.pop(pid))
+            listening.add(pid)
+        elif report:
+            return report.decode()
+    return None
 
 
-def _reap(children: set[int]) -> list[tuple[int, int]]:
-    """Take out of `children` those that have ended; return their ids and exit statuses.
+def _reap(starting: dict[int, int], listening: set[int]) -> list[tuple[int, int]]:
+    """Take out the children that have ended; return their ids and exit statuses.
 
     The status of one that was killed by a signal is the negative number of that.
     """
     ended = []
-    for pid in list(children):
+    for pid in [*starting, *listening]:
         reaped, wait_status = os.waitpid(pid, os.WNOHANG)
         if reaped:
-            children.remove(pid)
+            if pid in starting:
+                os.close(starting.pop(pid))
+            listening.discard(pid)
             ended.append((pid, os.waitstatus_to_exitcode(wait_status)))
     return ended
 
 
-def _stop_children(children: set[int]) -> None:
-    """Ask the children to stop; kill those that have not in KILL_TIMEOUT seconds."""
-    for pid in children:
+def _stop_children(starting: dict[int, int], listening: set[int]) -> list[int]:
+    """Ask the children to stop, kill those that do not, and return their exit statuses."""
+    for pid in [*starting, *listening]:
         os.kill(pid, signal.SIGTERM)
+        os.kill(pid, signal.SIGCONT)  # one that was stopped could not receive it
+
+    statuses = []
     deadline = time.monotonic() + KILL_TIMEOUT
-    while children and time.monotonic() < deadline:
-        signal.sigtimedwait({signal.SIGCHLD}, 0.1)
-        _reap(children)
-    for pid in children:
-        log.error("Process %d does not stop, and is killed", pid)
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+    while starting or listening:
+        signal.sigtimedwait({signal.SIGCHLD}, POLL_INTERVAL)
+        statuses += [status for _, status in _reap(starting, listening)]
+        if time.monotonic() > deadline:
+            for pid in [*starting, *listening]:
+                log.error("Process %d does not stop, and is killed", pid)
+                os.kill(pid, signal.SIGKILL)
+    return statuses

@@ -23,7 +23,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any, Callable, NamedTuple
 
 import draw
-from database import Database, DatabaseRefused, DatabaseUnavailable  # noqa: F401
+from database import ALONE, Database, DatabaseRefused, DatabaseUnavailable, File, Share  # noqa: F401
 
 MAX_TICKETS = draw.MAX_TICKETS
 MAX_RANDOMNESS = draw.MAX_RANDOMNESS  # characters
@@ -150,14 +150,11 @@ class Storage:
     read or written. The id of a raffle is a UUID in lower case.
     """
 
-    def __init__(self, path: str | os.PathLike[str], processes: int = 1) -> None:
-        """Open the database at `path`, or create it. Raises database.DatabaseRefused.
-
-        processes: how many share the memory for its cache.
-        """
+    def __init__(self, path: str | os.PathLike[str], share: Share = ALONE) -> None:
+        """Open the database at `path`, or create it. Raises database.DatabaseRefused."""
         # Beside this module, or with it in a zip file.
         schema = pkgutil.get_data(__name__, "schema.sql") or b""
-        self._database = Database(path, schema.decode(), processes)
+        self._database = Database(path, schema.decode(), share)
         # Held to complete a draw: one thread computes it, and the others have it done.
         self._draw_lock = threading.Lock()
         # Ids. An id may stay too long, because the transaction decides.
@@ -166,6 +163,11 @@ class Storage:
     def close(self) -> None:
         """Finish what is waiting, and close the database."""
         self._database.close()
+
+    @property
+    def file(self) -> File:
+        """Which file the database is."""
+        return self._database.file
 
     @property
     def has_lost_commit(self) -> bool:

@@ -8,6 +8,7 @@ function that the program does not have ends the scene, so that none runs withou
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import importlib
@@ -211,6 +212,18 @@ def signal_in_turn(name: str) -> None:
     serve()
 
 
+def fail_to_lock() -> None:
+    """Have the file system refuse each turn, but for the first look at whether it can."""
+
+    def flock(descriptor: int, operation: int) -> None:
+        if operation == fcntl.LOCK_EX:
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+        original(descriptor, operation)
+
+    original = replace(fcntl, "flock", flock)
+    serve()
+
+
 def refuse_in_children() -> None:
     """Refuse the database in every process but the first."""
     parent = os.getpid()
@@ -256,7 +269,7 @@ def serve_without_end(
     app: Callable,
     listener: socket.socket,
     on_listening: Callable[[], None],
-    parent: int | None = None,
+    parent_pipe: int | None = None,
 ) -> None:
     server.serve(
         app,
@@ -265,7 +278,7 @@ def serve_without_end(
         max_body=2 * raffle.MAX_BODY,
         is_over=lambda: False,
         on_listening=on_listening,
-        parent=parent,
+        parent_pipe=parent_pipe,
     )
 
 
@@ -323,7 +336,7 @@ def serve_floor() -> None:
             return
 
         def run(child: server.Child) -> int:
-            serve_without_end(app, listener, child.report_listening, child.parent)
+            serve_without_end(app, listener, child.report_listening, child.parent_pipe)
             return 0
 
         server.run_processes(processes, run, listener, greet)
@@ -341,6 +354,7 @@ SCENES = {
         kill_in_replacement,
         replace_while_read,
         signal_in_turn,
+        fail_to_lock,
         refuse_in_children,
         serve_with_pragma,
         name_writing_thread,

@@ -127,6 +127,73 @@ def test_a_process_that_dies_is_replaced(serve, database):
     assert_kept(database, crowd.tickets + late.tickets)
 
 
+def wait_for_replacements(server, killed):
+    """Wait until others serve in place of processes that were killed."""
+    wait_for(lambda: len(set(children(server)) - set(killed)) == TWO)
+
+
+def test_a_replacement_serves_the_same_file_wherever_the_path_leads(serve, tmp_path, database):
+    link, other = tmp_path / "link.db", tmp_path / "other.db"
+    link.symlink_to(database)
+    server = serve(processes=TWO, RAFFLE_DATABASE=str(link))
+    path, crowd = server.create(), Crowd()
+    query(database, "VACUUM INTO 'other.db'".replace("other.db", str(other)))
+    link.unlink()
+    link.symlink_to(other)
+
+    killed = children(server)[:1]
+    os.kill(*killed, signal.SIGKILL)
+    wait_for_replacements(server, killed)
+    with crowd.asking(server, path):
+        crowd.wait_for_tickets(60)
+    assert set(crowd.statuses) == {201}
+    assert_kept(database, crowd.tickets)
+
+
+def test_a_replacement_makes_no_new_file_and_waits_for_the_old_one(serve, tmp_path, database):
+    server = serve(processes=TWO)
+    path = server.create()
+    away = tmp_path / "away"
+    away.mkdir()
+    files = list(tmp_path.glob("raffle.db*"))
+    for file in files:
+        file.rename(away / file.name)
+    killed = children(server)[:1]
+    os.kill(*killed, signal.SIGKILL)
+    # Tried again and again.
+    wait_for(lambda: server.log.read_text().count("ended with status 1") >= 2)
+    assert not database.exists()
+
+    for file in files:
+        (away / file.name).rename(file)
+    wait_for_replacements(server, killed)
+    wait_for(lambda: {server.request("GET", path)[0] for _ in range(20)} == {200})
+    assert server.stop() == 0
+
+
+def test_replacements_that_are_killed_are_replaced(serve):
+    server = serve(processes=TWO)
+    path, killed = server.create(), []
+    for _ in range(4):
+        for pid in children(server):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            killed.append(pid)
+        wait_for(lambda: set(children(server)) - set(killed))
+    wait_for_replacements(server, killed)
+    wait_for(lambda: server.request("GET", path)[0] == 200)
+    assert server.stop() == 0
+
+
+def test_it_does_not_matter_that_the_starter_ignores_its_children(serve):
+    server = serve(wrapper=["env", "--ignore-signal=CHLD"], processes=TWO)
+    killed = children(server)[:1]
+    os.kill(*killed, signal.SIGKILL)
+    wait_for_replacements(server, killed)
+    assert server.stop() == 0
+    assert "Traceback" not in server.log.read_text()
+
+
 def test_a_process_that_is_told_to_end_is_not_replaced(serve):
     server = serve(processes=TWO)
     first, second = children(server)
@@ -250,6 +317,17 @@ def test_a_stop_while_another_process_keeps_its_turn_ends(serve, database):
         assert server.stop() == 0
         stopped.process.send_signal(signal.SIGCONT)
         assert waiting.recv(12) == b"HTTP/1.1 201"
+
+
+def test_a_file_system_that_refuses_the_turn_answers_503(serve):
+    server = serve(program=(FAULTS, "fail_to_lock"), processes=1)
+    for _ in range(3):
+        assert server.request("POST", "/raffles/", {"name": "Fair"})[0] == 400
+        body = {"name": "Fair", "total_tickets": 1, "prizes": ONE_PRIZE}
+        assert server.request("POST", "/raffles/", body)[0] == 503
+    assert server.request("GET", "/raffles/")[2] == []
+    assert server.log.read_text().count("Writes fail: ") == 1
+    assert server.stop() == 0
 
 
 def test_servers_that_start_at_the_same_instant_all_start(tmp_path, serve):
