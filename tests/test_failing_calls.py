@@ -21,6 +21,8 @@ from pathlib import Path
 import pytest
 from helpers import FAULTS, ONE_PRIZE, Server, installed, query, wait_for
 
+pytestmark = pytest.mark.long
+
 # "all": each call of a short life fails in its turn, with either error. Otherwise two of them.
 IS_EVERY_CALL = os.environ.get("RAFFLE_TEST_FAILING_CALLS") == "all"
 ERRORS = [["EIO"], ["ENOSPC"]] if IS_EVERY_CALL else [["EIO", "ENOSPC"]]

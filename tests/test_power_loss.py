@@ -22,6 +22,8 @@ from functools import partial
 import pytest
 from helpers import FAULTS, Server, at_once, installed, wait_for
 
+pytestmark = pytest.mark.long
+
 # How often power is lost, half of it with the default settings: up to 500 times in one life.
 POWER_LOSSES = int(os.environ.get("RAFFLE_TEST_POWER_LOSSES", "200"))
 LOSSES_PER_LIFE = min(500, max(1, POWER_LOSSES // 2))

@@ -24,6 +24,8 @@ import pytest
 from conftest import STANDARD_ERROR, TIME_LIMIT
 from helpers import all_pages, at_once, query
 
+pytestmark = pytest.mark.long
+
 SEED = int(os.environ.get("RAFFLE_TEST_SEED") or random.SystemRandom().randrange(10**6))
 SECONDS = float(os.environ.get("RAFFLE_TEST_SECONDS") or 15)
 SHORTEST = 500  # steps, however slow the machine is
