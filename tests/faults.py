@@ -56,6 +56,18 @@ def replace(owner: Any, name: str, function: Callable) -> Callable:
     return original
 
 
+def trace_statements(trace: Callable[[str], None]) -> Callable:
+    """Call a function before each statement of each connection; return what connects without."""
+
+    def connect(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        connection = original(*arguments, **options)
+        connection.set_trace_callback(trace)
+        return connection
+
+    original = replace(sqlite3, "connect", connect)
+    return original
+
+
 # Scenes
 
 
@@ -150,14 +162,9 @@ def interrupt_draw(action: str, statement: str, number: str) -> None:
             if len(statements) == int(number):
                 actions[action]()
 
-    def connect(*arguments: Any, **options: Any) -> sqlite3.Connection:
-        connection = original_connect(*arguments, **options)
-        connection.set_trace_callback(trace)
-        return connection
-
     original_draw = replace(storage.Storage, "draw_winners", draw_winners)
     original_serve = replace(server, "serve", serve_and_tell)
-    original_connect = replace(sqlite3, "connect", connect)
+    original_connect = trace_statements(trace)
     serve()
 
 
@@ -173,13 +180,8 @@ def kill_in_replacement(statement: str) -> None:
         if is_replacing.is_set() and " ".join(sql.split()).startswith(statement):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def connect(*arguments: Any, **options: Any) -> sqlite3.Connection:
-        connection = original_connect(*arguments, **options)
-        connection.set_trace_callback(trace)
-        return connection
-
     original_replace = replace(storage.Storage, "replace_winner", replace_winner)
-    original_connect = replace(sqlite3, "connect", connect)
+    trace_statements(trace)
     serve()
 
 
