@@ -1,4 +1,4 @@
-"""Whose request it is: its address, a participant's, a manager's; served hosts and own pages.
+"""Who sent a request, whether they are a manager, and whether its Host and Origin are allowed.
 
 Functions of a WSGI environ (PEP 3333) and of settings, without Bottle.
 """
@@ -34,7 +34,7 @@ ADDRESS_WITH_PORT = r"(?:([0-9.]+)|\[([0-9a-fA-F:.]*:[0-9a-fA-F:.]*)\])(?::[0-9]
 
 
 class UnknownAddress(Exception):
-    """What should be the client's address is none; the argument is what it is."""
+    """The client's address is not an IP address; the argument is the text that was found."""
 
 
 class NotAManager(Exception):
@@ -128,8 +128,8 @@ def is_served_host(environ: Environ, hosts: list[str]) -> bool:
     return not hosts or host in hosts
 
 
-def is_own_page(environ: Environ) -> bool:
-    """Return whether the request may change something: no page of another site made it (CSRF).
+def is_same_origin(environ: Environ) -> bool:
+    """Return whether a request is safe, not a browser's, or from a page of this server (CSRF).
 
     The rule is that of Go 1.25's net/http.CrossOriginProtection. Clients that are
     no browsers send neither header.

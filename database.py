@@ -36,9 +36,9 @@ PRAGMA journal_size_limit = 16777216; -- bytes: a reader left open lets -wal gro
 PRAGMA temp_store = MEMORY; -- the directory for temporary files may be full
 """
 
-# Gets the connection, what the requests of a group share, and the list of the requests. Decides
-# before it writes. Returns the list of their outcomes; one that is an exception is raised to
-# whoever made the request.
+# Gets the connection, what the requests of a group share, and the list of the requests. Writes
+# nothing for a request that it refuses. Returns the list of their outcomes; an outcome that is an
+# exception is raised to whoever made the request.
 Action = Callable[[sqlite3.Connection, Any, "list[Any]"], "list[Any]"]
 
 log = logging.getLogger("raffle")
@@ -53,9 +53,10 @@ class DatabaseUnavailable(Exception):
 
 
 class Write(NamedTuple):
-    """A request that waits for the writing thread, and where that puts its outcome.
+    """A request for the writing thread, and the queue that its outcome is put in.
 
-    claim: taken once, by the thread to run it, or by the one that waits to give it up.
+    claim: a lock that is taken once: by the thread, to run the write, or by the caller,
+    to give it up.
     """
 
     action: Action
@@ -66,7 +67,7 @@ class Write(NamedTuple):
 
 
 class File(NamedTuple):
-    """Which file a database is: where it is, and what nothing else has there."""
+    """A file: its path, and the device and inode that identify it."""
 
     path: Path
     device: int
@@ -358,6 +359,7 @@ class Database:
 
     def _begin(self, waited: float) -> None:
         """Begin a transaction. A lock of another program gets the rest of BUSY_TIMEOUT."""
+        # After a short wait, two more statements are not worth it.
         is_shorter = waited > BUSY_TIMEOUT / 10 and not self._is_failing
         if is_shorter:
             self._set_busy_timeout(max(0, BUSY_TIMEOUT - waited))

@@ -294,9 +294,8 @@ def _wins_follow(raffle: Raffle, wins: Iterable[Item], replacements: Sequence[It
     replaced = _by_replaced_number(replacements)
 
     listed = 0
-    faults: list[
-        tuple[int, list[int]]
-    ] = []  # a number that is listed, and those that held the prize
+    # Of each wrong win: the number that is listed, and those that have held the prize.
+    faults: list[tuple[int, list[int]]] = []
     is_hopeless = False
     followed = []
     for win in wins:
@@ -315,8 +314,10 @@ def _wins_follow(raffle: Raffle, wins: Iterable[Item], replacements: Sequence[It
             faults.append((listed_number, holders))
     if listed < amount:
         raise ValueError(f"only {listed} of {amount} wins were read: all pages are needed")
-    if is_hopeless or not (faults or replacements):
-        return not is_hopeless
+    if is_hopeless:
+        return False
+    if not faults and not replacements:
+        return True
 
     drawn_next = list(itertools.islice(numbers, len(replacements) + MAX_FAULTS))
     due = drawn_next[: len(replacements)]

@@ -532,8 +532,8 @@ def reference_to(raffle_id: str) -> str:
 def answer_json(route: Callable[..., Any]) -> Callable[..., str]:
     """Bottle plugin: send what a route returns as JSON.
 
-    What it raises is answered by the table of errors. It gets the id of its raffle
-    in lower case, because UUIDs are read in any case (RFC 9562).
+    What it raises is answered by the table of errors. A raffle_id is passed on in
+    lower case, because UUIDs are read in any case (RFC 9562).
     """
 
     def answer(**arguments: str) -> str:
@@ -772,7 +772,7 @@ def check_request() -> None:
     if not request.environ["PATH_INFO"].endswith("/"):
         request.environ["PATH_INFO"] += "/"
     require_served_host()
-    require_own_page()
+    require_same_origin()
 
 
 def require_utf8_path() -> None:
@@ -784,7 +784,7 @@ def require_utf8_path() -> None:
 
 def require_served_host() -> None:
     """Raise Refused 421 if the Host of the request is not one of the setting."""
-    # Those who probe /health send an address.
+    # Health probes send an IP address as Host.
     is_probe = request.environ["PATH_INFO"] == "/health/"
     if not is_probe and not client.is_served_host(
         request.environ, request.app.settings["RAFFLE_HOSTS"]
@@ -792,9 +792,9 @@ def require_served_host() -> None:
         raise Refused(421, "This host name is not served here")
 
 
-def require_own_page() -> None:
+def require_same_origin() -> None:
     """Raise Refused 403 if a browser sent the request for a page of another site."""
-    if not client.is_own_page(request.environ):
+    if not client.is_same_origin(request.environ):
         raise Refused(403, "Cross-origin requests are not allowed", "cross-origin")
 
 
@@ -809,7 +809,7 @@ def main() -> None:
         processes = settings["RAFFLE_PROCESSES"]
         set_up_log(processes)
         # Before the database is opened, so that a start that fails leaves no file.
-        listener = bind(settings["RAFFLE_LISTEN"])
+        listener = open_listener(settings["RAFFLE_LISTEN"])
         log_settings(settings)
         with listener:
             if processes == 1:
@@ -819,7 +819,7 @@ def main() -> None:
         sys.exit(str(error))
 
 
-def bind(listen: str) -> socket.socket:
+def open_listener(listen: str) -> socket.socket:
     """Return a socket that listens at the address of the setting. Raises SettingError."""
     try:
         return server.bind(listen)
@@ -867,8 +867,8 @@ def serve_app(
 ) -> int:
     """Serve an application until a signal or the end of its parent; return the exit status.
 
-    After a commit that has failed, that is server.FAILED, so that a service manager
-    starts the program again.
+    After a lost commit that is server.FAILED. The program then ends with 1, so that a
+    service manager starts it again.
     """
     server.serve(
         app,

@@ -88,9 +88,9 @@ CREATE TABLE IF NOT EXISTS win (
 -- Every change of a win, in order.
 CREATE TABLE IF NOT EXISTS replacement (
     raffle INTEGER NOT NULL,
-    -- 1, 2, 3...: so the last one is their number.
+    -- 1, 2, 3...: the highest is the number of replacements.
     sequence INTEGER NOT NULL CHECK (sequence >= 1),
-    -- Of the win.
+    -- The position of the win.
     position INTEGER NOT NULL,
     replaced_ticket_number INTEGER NOT NULL,
     ticket_number INTEGER NOT NULL CHECK (ticket_number <> replaced_ticket_number),

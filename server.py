@@ -36,12 +36,13 @@ class Request(HTTPRequestParser):
     def received(self, data: bytes) -> int:
         """Take in some bytes; return how many.
 
-        waitress answers all pipelined requests, so that a client that sends many and
-        reads nothing fills the buffers and holds a thread. So they are dropped: RFC
-        9112, 9.3.2, allows closing the connection.
+        waitress answers all pipelined requests, so a client that sends many and reads
+        nothing fills the buffers and holds a thread. Pipelining is therefore not
+        supported: the first request is answered, and the connection closed (RFC 9112,
+        9.3.2, allows it).
         """
         consumed = super().received(data)
-        # Nobody waits for a body that is not there.
+        # No 100 Continue for a request that is complete.
         self.expect_continue = self.expect_continue and not self.completed
 
         # Blank lines before a request are an empty one for waitress.
@@ -54,9 +55,9 @@ class Channel(HTTPChannel):
     """A connection."""
 
     parser_class = Request
-    # What _close_stalled() saw the client send last, or begin to send, and since when.
-    waiting_for: Any = None
-    waiting_since: float | None = None
+    # The last progress that _close_stalled() saw, and when it saw it first.
+    progress: Any = None
+    progress_since: float | None = None
 
 
 def bind(listen: str) -> socket.socket:
@@ -226,11 +227,11 @@ def _close_stalled(server: Any, timeout: float) -> None:
     for channel in list(server.active_channels.values()):
         # Compared, not subtracted: last_activity is a time of the system's clock, which may be
         # put back.
-        waiting_for = channel.request or channel.last_activity
-        if channel.requests or channel.waiting_for != waiting_for or channel.waiting_since is None:
-            channel.waiting_for = waiting_for
-            channel.waiting_since = now
-        elif channel.waiting_since < now - timeout:
+        progress = channel.request or channel.last_activity
+        if channel.requests or channel.progress != progress or channel.progress_since is None:
+            channel.progress = progress
+            channel.progress_since = now
+        elif channel.progress_since < now - timeout:
             channel.handle_close()
 
 
@@ -269,11 +270,11 @@ def run_processes(
     children are to stop. on_listening: called once all of them listen. No thread and no
     connection may exist yet, because a fork would copy it.
 
-    Until all listen, one that ends stops all, with its sentence. Afterwards, one that
+    Until all listen, one that fails stops all, with its sentence. Afterwards, one that
     dies is replaced, and one that ends with 0 is not. One that ends with FAILED stops
     all, with 1.
     """
-    # One who ignores it gets no statuses, and passes that on to programs that it starts.
+    # A process that ignores it gets no exit statuses, and its children inherit that.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     stop_signals = _stop_signals()
     # Blocked, and taken one at a time: one that comes between two steps is not lost.
@@ -304,7 +305,7 @@ def run_processes(
                 if has_greeted:
                     log.error("Process %d ended with status %d, and is replaced", pid, status)
         if not has_greeted and (refusal or missing):
-            outcome = refusal or "A process ended before it listened"
+            outcome = refusal or "A process could not be started, or ended before it listened"
         if outcome:
             break
         if not has_greeted and len(listening) == number:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any, Callable, NamedTuple, Union
 
-# What reads an env file may leave them around a value, and a word processor put them there.
+# Readers of env files may leave them around a value; word processors insert curly ones.
 QUOTES = "'\"`\u00ab\u00bb\u2018-\u201f"
 Network = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
 
@@ -51,7 +51,7 @@ def _read_networks(text: str | Iterable[str] | None) -> list[Network]:
 
 def _read_network(text: str) -> Network:
     network = ipaddress.ip_network(text)
-    # That of IPv4-mapped addresses as IPv4, as addresses are compared.
+    # An IPv4-mapped network is read as IPv4, as client.py does with addresses.
     if isinstance(network, ipaddress.IPv6Network) and network.network_address.ipv4_mapped:
         return ipaddress.IPv4Network((network.network_address.ipv4_mapped, network.prefixlen - 96))
     return network

@@ -1,6 +1,6 @@
 """The rules of a raffle, each with its SQL. The data model is schema.sql.
 
-Threads and transactions are left to database.py, deck and draw to draw.py.
+The writing thread and its transactions are database.py's, deck and draw are draw.py's.
 """
 
 from __future__ import annotations
@@ -155,9 +155,10 @@ class Storage:
         # Beside this module, or with it in a zip file.
         schema = pkgutil.get_data(__name__, "schema.sql") or b""
         self._database = Database(path, schema.decode(), share)
-        # Held to complete a draw: one thread computes it, and the others have it done.
+        # Held while a draw is completed or a winner replaced: one thread at a time computes.
         self._draw_lock = threading.Lock()
-        # Ids. An id may stay too long, because the transaction decides.
+        # Ids of raffles that were open when last read. A stale id is harmless: the transaction
+        # decides.
         self._open_raffles: set[str] = set()
 
     def close(self) -> None:
@@ -355,7 +356,7 @@ class Storage:
         if closed is None:
             self.require_raffle(raffle_id)  # it may have been deleted meanwhile
             raise RaffleAlreadyClosed
-        # Not read again: what is stored must not be answered as a failure.
+        # Not read again: if that failed, a close that was stored would get 503.
         return _public_members({**raffle, **closed}, prizes)
 
     def draw_winners(self, raffle_id: str, public_randomness: str | None = None) -> Page:
@@ -417,7 +418,7 @@ class Storage:
             if self._count_wins(sequence, first, len(chunk)) < len(chunk):
                 self._store_wins(raffle, first, chunk)
 
-        # Read before the commit: what is stored must not be answered as a failure.
+        # Read before the commit: if that failed afterwards, a draw would get 503.
         page = _read_wins(self._database.read, sequence, MAX_WINS_PER_PAGE)
         drawn = self._database.execute(
             """
@@ -813,7 +814,7 @@ def _insert_raffle(connection: sqlite3.Connection, request: NewRaffle) -> Any:
             for position, prize in enumerate(request.prizes, 1)
         ],
     )
-    # Read before the commit: what is stored must not be answered as a failure.
+    # Read before the commit: if that failed afterwards, what is stored would get 503.
     raffle = _find_raffle(connection.execute, raffle_id)
     return _public_members(raffle, _read_prizes(connection.execute, raffle))
 
@@ -1039,7 +1040,7 @@ def _require_replaceable(
     """
     if not raffle["drawn_at"]:
         raise WinnersNotDrawn
-    ticket = _find_win(execute, raffle, ticket_number)
+    ticket = _find_ticket_state(execute, raffle, ticket_number)
     if ticket["prize"] not in (None, prize):
         raise TicketHasOtherPrize(ticket["prize"])
     _require_redeemable(ticket)
@@ -1049,7 +1050,7 @@ def _require_replaceable(
         raise NoTicketsLeftToDraw
 
 
-def _find_win(execute: Execute, raffle: sqlite3.Row, ticket_number: int) -> sqlite3.Row:
+def _find_ticket_state(execute: Execute, raffle: sqlite3.Row, ticket_number: int) -> sqlite3.Row:
     """Return prize, redeemed_at, replaced_by and replaced_at of a ticket, or null for each.
 
     ticket_number: of any ticket, issued or not.
@@ -1117,14 +1118,14 @@ def _hash_code(code: str, salt: bytes, iterations: int) -> bytes:
     Only letters and digits count, in any case and width, with O read as 0, and I
     and L as 1: scanners on other keyboard layouts turn the hyphens into anything.
     """
-    # In this order: in upper case, a letter that is not of ASCII may become two that are.
+    # Filtered before upper(), because "ß".upper() is "SS".
     kept = re.sub("[^0-9A-Za-z]", "", unicodedata.normalize("NFKC", code))
     canonical = kept.upper().translate(LOOK_ALIKES)
     return hashlib.pbkdf2_hmac("sha256", canonical.encode(), salt, iterations)
 
 
 def _is_code_of(ticket: sqlite3.Row, code: str) -> bool:
-    """Return whether a code is that of a ticket, in a time that does not tell how much of it is."""
+    """Return whether a code is that of a ticket, compared in constant time."""
     code_hash = _hash_code(code, ticket["salt"], ticket["iterations"])
     return hmac.compare_digest(code_hash, ticket["code_hash"])
 

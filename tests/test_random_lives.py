@@ -2,7 +2,7 @@
 
 A longer run, or the same choices once more, perhaps at other instants and with other answers:
 
-    RAFFLE_TEST_SECONDS=600 RAFFLE_TEST_SEED=7 env/bin/pytest -s tests/test_random_lives.py
+    RAFFLE_TEST_SECONDS=600 RAFFLE_TEST_SEED=7 env/bin/pytest -s -m long tests/test_random_lives.py
 """
 
 import calendar
