@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
@@ -116,27 +116,39 @@ class Database:
                 _prepare(self.path, schema)
             elif _identify(self.path) != share.file:
                 raise DatabaseRefused(f"{self.path} was replaced")
-            self._writer = _connect(self.path, "rw")
-            _set_wal_mode(self._writer)
-            self._writer.executescript(PRAGMAS)
-            self._writer.executescript(f"PRAGMA cache_size = -{CACHE_SIZE // share.processes}")
-            # The first read opens the -wal file: now, so that it is not another one later.
-            self._writer.execute(READ_IDENTITY).fetchall()
-            for _ in range(READERS):
-                reader = _connect(self.path, "ro")
-                reader.execute(READ_IDENTITY).fetchall()
-                self._readers.put(reader)
-            _require_writable(self._writer)
-            # To write, because some file systems lock no other descriptors.
-            self._turn_file = os.open(f"{self.path}-wal", os.O_RDWR | os.O_CLOEXEC)
-            _require_lockable(self._turn_file)
-            self._files = self._identify_files()
-            self.file = _identify(self.path)
+            with ExitStack() as opened:
+                self._open(opened, share)
+                opened.pop_all()  # nothing is refused any more
         except (OSError, sqlite3.Error) as error:
             raise DatabaseRefused(_reason_of(error, self.path)) from error
 
         self._thread = threading.Thread(target=self._run_writes, name="raffle-writer", daemon=True)
         self._thread.start()
+
+    def _open(self, opened: ExitStack, share: Share) -> None:
+        """Open the connections and the file of the turn. Raises OSError, sqlite3.Error.
+
+        opened: closes what was opened, if the rest cannot be.
+        """
+        self._writer = opened.enter_context(closing(_connect(self.path, "rw")))
+        _set_wal_mode(self._writer)
+        self._writer.executescript(PRAGMAS)
+        self._writer.executescript(f"PRAGMA cache_size = -{CACHE_SIZE // share.processes}")
+        # The first read opens the -wal file: now, so that it is not another one later.
+        self._writer.execute(READ_IDENTITY).fetchall()
+        _require_writable(self._writer)
+
+        for _ in range(READERS):
+            reader = opened.enter_context(closing(_connect(self.path, "ro")))
+            reader.execute(READ_IDENTITY).fetchall()
+            self._readers.put(reader)
+
+        # To write, because some file systems lock no other descriptors.
+        self._turn_file = os.open(f"{self.path}-wal", os.O_RDWR | os.O_CLOEXEC)
+        opened.callback(os.close, self._turn_file)
+        _require_lockable(self._turn_file)
+        self._files = self._identify_files()
+        self.file = _identify(self.path)
 
     def read(self, sql: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
         """Return the rows of a statement. Raises DatabaseUnavailable."""
