@@ -124,7 +124,7 @@ def participant_bytes(address: Address, ipv6_prefix: int) -> bytes:
 
 def is_served_host(environ: Environ, hosts: list[str]) -> bool:
     """Return whether the Host of the request is one of `hosts`; if these are none, any is."""
-    host = re.sub(":[0-9]*$", "", environ.get("HTTP_HOST", "")).lower().rstrip(".")
+    host = re.sub(":[0-9]*$", "", environ.get("HTTP_HOST", "")).lower().removesuffix(".")
     return not hosts or host in hosts
 
 

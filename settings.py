@@ -83,7 +83,7 @@ def _read_listen(text: str) -> str:
 def _read_hosts(text: str | None) -> list[str]:
     entries = text.split(",") if text else []
     # A final dot says that a name is complete.
-    hosts = [entry.strip().lower().rstrip(".") for entry in entries]
+    hosts = [entry.strip().lower().removesuffix(".") for entry in entries]
     for host in hosts:
         if not re.fullmatch(r"[a-z0-9_]([a-z0-9._-]*[a-z0-9_])?|\[[0-9a-f.]*:[0-9a-f.:]*\]", host):
             raise ValueError(f"{host!r} is not a host name without its port")

@@ -98,8 +98,23 @@ def lose_patience() -> None:
     keep_little_in_the_system()
 
 
+def put_clock_back() -> None:
+    """Once it is noted since when a client stalls, put the clock back and lose patience."""
+
+    def close_stalled(waitress_server: Any, timeout: float) -> None:
+        original(waitress_server, timeout)
+        channels = waitress_server.active_channels.values()
+        if server.STALL_TIMEOUT > 1 and any(channel.progress_since for channel in channels):
+            set_limit(server, "STALL_TIMEOUT", 1)
+            replace(time, "time", lambda: now() - 3600)
+
+    now = time.time
+    original = replace(server, "_close_stalled", close_stalled)
+    serve()
+
+
 def open_many_files() -> None:
-    """As above, with more files open than a shell allows, and than select() takes."""
+    """Lose patience, with more files open than a shell allows, and than select() takes."""
     for _ in range(950):
         os.open(os.devnull, os.O_RDONLY)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -211,6 +226,12 @@ def signal_in_turn(name: str) -> None:
 
     signal.signal(signal.SIGUSR1, lambda *_: is_told.set())
     original = replace(fcntl, "flock", flock)
+    serve()
+
+
+def never_stop() -> None:
+    """Hang instead of answering what has arrived at a stop."""
+    replace(server, "_finish", lambda _: threading.Event().wait())
     serve()
 
 
@@ -350,12 +371,14 @@ SCENES = {
         serve,
         keep_little_in_the_system,
         lose_patience,
+        put_clock_back,
         open_many_files,
         fail_to_read,
         interrupt_draw,
         kill_in_replacement,
         replace_while_read,
         signal_in_turn,
+        never_stop,
         fail_to_lock,
         refuse_in_children,
         serve_with_pragma,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
+import io
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import socket
@@ -34,6 +37,39 @@ MANAGER = "10.0.0.1"
 STRANGER = "10.0.0.2"  # neither a manager nor a participant
 ONE_PRIZE = [{"name": "Bicycle", "amount": 1}]
 NO_RAFFLE = "/raffles/0b6e6d0e-3f0c-4c39-8b0e-6f7c2a9d5e14/"
+
+
+MIB = 2**20
+KEY = "8e03978e-40d5-43dd-bc93-6894a57f9324"
+CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+RFC_4648 = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
+HALF_HEAD = b"POST /raffles/ HTTP/1.1\r\nHost: "
+HALF_BODY = b"POST /raffles/ HTTP/1.1\r\nHost: x\r\nContent-Length: 30000\r\n\r\n{"
+
+# Of a database that has nothing to do with raffles.
+SCHEMA = """
+BEGIN IMMEDIATE;
+PRAGMA application_id = 7;
+PRAGMA user_version = 3;
+CREATE TABLE IF NOT EXISTS item (value UNIQUE);
+COMMIT;
+"""
+
+
+def add(connection: sqlite3.Connection, group: object, requests: list) -> list:
+    """Action: insert each request as a value, which is its outcome."""
+    connection.executemany("INSERT INTO item (value) VALUES (?)", [(value,) for value in requests])
+    return requests
+
+
+def forms_of_code(code: str) -> list[bytes]:
+    """Return the bytes that a code could be written as."""
+    plain = code.replace("-", "")
+    raw = base64.b32decode(plain.translate(str.maketrans(CROCKFORD, RFC_4648)))
+    forms = [raw, raw[::-1], raw.hex().encode(), base64.b64encode(raw), base64.b32encode(raw)]
+    for text in (code, plain, code.lower(), plain.lower()):
+        forms += [text.encode(), text.encode("utf-16-le"), text.encode().hex().encode()]
+    return forms
 
 
 class Client(webtest.TestApp):
@@ -142,6 +178,25 @@ class Client(webtest.TestApp):
         return list(all_pages(page, path))
 
 
+class Trickle(io.BytesIO):
+    """The body of a request whose reads return less than they are asked for."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        return super().read(min(size, 7))
+
+
+def post_environ(
+    client: Client, path: str, data: bytes, environ: Mapping[str, object]
+) -> webtest.TestResponse:
+    """Send bytes as a server passes them on, with no Content-Length but that of `environ`."""
+    request = webtest.TestRequest.blank(path, method="POST", content_type="application/json")
+    request.environ.pop("CONTENT_LENGTH", None)
+    request.environ["REMOTE_ADDR"] = MANAGER
+    request.environ["wsgi.input"] = Trickle(data)
+    request.environ.update(environ)
+    return client.do_request(request, status="*", expect_errors=True)
+
+
 def refused(
     response: webtest.TestResponse, rule: str | None, detail: str | None = None
 ) -> webtest.TestResponse:
@@ -166,7 +221,10 @@ def all_pages(
     get: Callable[[str], tuple[Mapping[str, str], list]], path: str | None
 ) -> Iterator[list]:
     """Yield the pages from a path on, where `get(path)` returns headers and page."""
+    seen: set[str] = set()
     while path:
+        assert path not in seen, path
+        seen.add(path)
         headers, page = get(path)
         yield page
         link = re.fullmatch(r'<([^>]+)>; rel="next"', headers.get("Link", ""))
@@ -209,6 +267,9 @@ class Server:
                 stderr=log,
                 text=True,
             )
+        is_ready, _, _ = select.select([self.process.stdout], [], [], 30)
+        if not is_ready:
+            self.process.kill()  # it would wait, and so would this
         self.greeting = self.process.stdout.readline()
         assert self.greeting, self.log.read_text()
         self.host, _, self.port = self.greeting.strip().rpartition("//")[2].rpartition(":")
@@ -274,6 +335,27 @@ class Server:
         self.process.send_signal(how)
         self.process.communicate(timeout=30)
         return self.process.returncode
+
+
+def children(server: Server) -> list[int]:
+    """Return the ids of the processes that serve, if there are several."""
+    path = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
+    return [int(pid) for pid in path.read_text().split()]
+
+
+def is_alive(pid: int) -> bool:
+    """Return whether a process runs: it is neither gone nor waits to be reaped."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state not in "ZX"
+
+
+def mebibytes(server: Server) -> float:
+    """Return how much memory the process of a server occupies."""
+    pages = int(Path(f"/proc/{server.process.pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / MIB
 
 
 class Crowd:

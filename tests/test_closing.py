@@ -200,7 +200,7 @@ def test_a_ticket_that_was_decided_before_the_close_is_counted(hold_commit, data
 def test_a_raffle_that_is_due_is_not_shown_while_that_cannot_be_stored(
     database, clock, monkeypatch
 ):
-    monkeypatch.setattr("database.BUSY_TIMEOUT", 0.01)
+    monkeypatch.setattr("database.BUSY_TIMEOUT", 0.5)
     with (
         closing(create_app(database, MANAGER)) as app,
         closing(sqlite3.connect(database, isolation_level=None)) as other,

@@ -15,17 +15,9 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from helpers import at_once, query, wait_for
+from helpers import SCHEMA, add, at_once, query, wait_for
 
 from database import Database, DatabaseRefused, DatabaseUnavailable
-
-SCHEMA = """
-BEGIN IMMEDIATE;
-PRAGMA application_id = 7;
-PRAGMA user_version = 3;
-CREATE TABLE IF NOT EXISTS item (value UNIQUE);
-COMMIT;
-"""
 
 
 @pytest.fixture
@@ -42,12 +34,6 @@ def open_database(database):
 @pytest.fixture
 def db(open_database):
     return open_database()
-
-
-def add(connection, group, requests):
-    """Action: insert each request as a value, which is its outcome."""
-    connection.executemany("INSERT INTO item (value) VALUES (?)", [(value,) for value in requests])
-    return requests
 
 
 def values(db):
@@ -152,7 +138,7 @@ def test_only_the_group_at_fault_gets_an_error_and_leaves_nothing(db, fault, exp
 
 def test_a_lock_is_logged_and_waited_for_only_once(open_database, database, monkeypatch, caplog):
     """Until a write succeeds."""
-    monkeypatch.setattr("database.BUSY_TIMEOUT", 0.05)
+    monkeypatch.setattr("database.BUSY_TIMEOUT", 0.5)
     caplog.set_level("INFO", "raffle")
     db = open_database()
 
@@ -162,7 +148,7 @@ def test_a_lock_is_logged_and_waited_for_only_once(open_database, database, monk
         return milliseconds
 
     for number in range(2):
-        assert busy_timeout() == 50
+        assert busy_timeout() == 500
         with closing(sqlite3.connect(database, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             for _ in range(3):
@@ -170,7 +156,7 @@ def test_a_lock_is_logged_and_waited_for_only_once(open_database, database, monk
 
         assert busy_timeout() == 0
         assert db.write(add, None, number) == number
-        assert busy_timeout() == 50
+        assert busy_timeout() == 500
     assert caplog.messages == ["Writes fail: database is locked", "Writes succeed again"] * 2
 
 
@@ -216,6 +202,15 @@ def test_what_waits_at_a_close_is_finished_and_one_file_remains(db, database):
     assert is_unavailable(values, db)
     assert list(database.parent.iterdir()) == [database]
     assert query(database, "SELECT value FROM item") == [(1,), (2,)]
+
+
+def test_a_write_after_a_close_is_refused_before_it_waits(db, monkeypatch):
+    monkeypatch.setattr("database.BUSY_TIMEOUT", 60)
+    db.close()
+    asking = threading.Thread(target=is_unavailable, args=(db.write, add, None, 1), daemon=True)
+    asking.start()
+    asking.join(30)
+    assert not asking.is_alive()
 
 
 @contextmanager

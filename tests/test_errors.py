@@ -317,7 +317,7 @@ def test_an_unexpected_error_tells_the_client_nothing_and_the_log_all(client, mo
 
 
 def test_a_database_that_cannot_be_written_is_503_and_keeps_nothing(database, monkeypatch):
-    monkeypatch.setattr("database.BUSY_TIMEOUT", 0.01)
+    monkeypatch.setattr("database.BUSY_TIMEOUT", 0.5)
     with closing(create_app(database, MANAGER)) as app, closing(sqlite3.connect(database)) as other:
         client = Client(app)
         path = client.new_raffle()

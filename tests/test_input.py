@@ -9,7 +9,7 @@ import sqlite3
 from contextlib import closing
 
 import pytest
-from helpers import MANAGER, NO_RAFFLE, ONE_PRIZE, STRANGER, query, refused
+from helpers import MANAGER, NO_RAFFLE, ONE_PRIZE, STRANGER, post_environ, query, refused
 from webtest import TestRequest
 
 RAFFLE = {
@@ -328,23 +328,6 @@ def test_a_draw_with_a_query_or_a_body_of_unknown_length_is_refused(client):
 
 
 # Bodies
-
-
-class Trickle(io.BytesIO):
-    """The body of a request whose reads return less than they are asked for."""
-
-    def read(self, size=-1):
-        return super().read(min(size, 7))
-
-
-def post_environ(client, path, data, environ):
-    """Send bytes as a server passes them on, with no Content-Length but that of `environ`."""
-    request = TestRequest.blank(path, method="POST", content_type="application/json")
-    request.environ.pop("CONTENT_LENGTH", None)
-    request.environ["REMOTE_ADDR"] = MANAGER
-    request.environ["wsgi.input"] = Trickle(data)
-    request.environ.update(environ)
-    return client.do_request(request, status="*", expect_errors=True)
 
 
 # What servers pass on with such a body. Some mark its end.

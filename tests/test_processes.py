@@ -8,7 +8,6 @@ import subprocess
 import sys
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 
 import pytest
 from helpers import (
@@ -19,24 +18,13 @@ from helpers import (
     assert_drawn,
     assert_kept,
     at_once,
+    children,
+    is_alive,
     query,
     wait_for,
 )
 
 TWO = 2
-
-
-def children(server):
-    """Return the ids of the processes that serve."""
-    path = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
-    return [int(pid) for pid in path.read_text().split()]
-
-
-def is_alive(pid):
-    """Return whether a process runs: it is neither gone nor waits to be reaped."""
-    with suppress(FileNotFoundError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    return False
 
 
 def participate(server, path, number):

@@ -3,7 +3,6 @@
 Then what stays secret.
 """
 
-import base64
 import hashlib
 import hmac
 import json
@@ -19,7 +18,18 @@ from datetime import datetime, timezone
 from urllib.parse import urljoin
 
 import pytest
-from helpers import MANAGER, NO_RAFFLE, ONE_PRIZE, STRANGER, Client, query, refused
+from helpers import (
+    CROCKFORD,
+    KEY,
+    MANAGER,
+    NO_RAFFLE,
+    ONE_PRIZE,
+    STRANGER,
+    Client,
+    forms_of_code,
+    query,
+    refused,
+)
 
 import draw
 from raffle import create_app
@@ -29,7 +39,6 @@ PRIZES = [
     {"name": "Book", "amount": 3},
     {"name": "Bicycle", "amount": 1},
 ]
-KEY = "8e03978e-40d5-43dd-bc93-6894a57f9324"
 OTHER_KEY = "8e03978e-40d5-43dd-bc93-6894a57f9325"
 CODE = "01AB-CDEF-GHJK-MNPQ-RSTV-WXYZ"
 
@@ -37,8 +46,6 @@ ADDRESSES = {  # with their bytes
     "203.0.113.77": b"\xcb\x00\x71\x4d",
     "2001:db8::4d": b"\x20\x01\x0d\xb8" + bytes(11) + b"\x4d",
 }
-CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
-RFC_4648 = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
 
 
 def new_drawn(client, total_tickets=3, prizes=ONE_PRIZE):
@@ -818,16 +825,6 @@ def test_a_ticket_is_stored_as_hashes_of_its_address_and_its_code(client, databa
         salts.add(salt)
 
     assert len(salts) == len(ADDRESSES)
-
-
-def forms_of_code(code):
-    """Return the bytes that a code could be written as."""
-    plain = code.replace("-", "")
-    raw = base64.b32decode(plain.translate(str.maketrans(CROCKFORD, RFC_4648)))
-    forms = [raw, raw[::-1], raw.hex().encode(), base64.b64encode(raw), base64.b32encode(raw)]
-    for text in (code, plain, code.lower(), plain.lower()):
-        forms += [text.encode(), text.encode("utf-16-le"), text.encode().hex().encode()]
-    return forms
 
 
 def test_files_and_log_hold_no_code_no_key_and_no_address(client, database, caplog):

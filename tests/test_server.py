@@ -15,11 +15,19 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from helpers import FAULTS, ONE_PRIZE, ROOT, at_once, query, wait_for
+from helpers import (
+    FAULTS,
+    HALF_BODY,
+    HALF_HEAD,
+    MIB,
+    ONE_PRIZE,
+    ROOT,
+    at_once,
+    mebibytes,
+    query,
+    wait_for,
+)
 
-MIB = 2**20
-HALF_HEAD = b"POST /raffles/ HTTP/1.1\r\nHost: "
-HALF_BODY = b"POST /raffles/ HTTP/1.1\r\nHost: x\r\nContent-Length: 30000\r\n\r\n{"
 # Nothing takes too long, until SIGUSR1 says otherwise.
 PATIENT = (FAULTS, "database.BUSY_TIMEOUT=600", "server.STALL_TIMEOUT=600")
 
@@ -67,12 +75,6 @@ def sockets(server):
     """Return how many sockets the process of a server has, the one that listens among them."""
     descriptors = Path(f"/proc/{server.process.pid}/fd").iterdir()
     return sum(descriptor.is_socket() for descriptor in descriptors)
-
-
-def mebibytes(server):
-    """Return how much memory the process of a server occupies."""
-    pages = int(Path(f"/proc/{server.process.pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / MIB
 
 
 # A crowd
