@@ -55,6 +55,8 @@ import draw
 from database import Database, DatabaseUnavailable, Share
 from raffle import create_app
 
+pytestmark = pytest.mark.long
+
 MOST = 2**53 - 1
 TIME_FORM = "%Y-%m-%dT%H:%M:%SZ"
 NOON = "2026-07-04T12:00:00Z"
