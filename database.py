@@ -273,7 +273,10 @@ class Database:
         for reader in [self._readers.get() for _ in range(READERS)]:
             reader.close()
             self._readers.put(reader)  # refuses those who wait for it
-        # The last connection to close removes the -wal file: so not a reader.
+        # The last connection to close removes the -wal file: so not a reader. And in turn: of two
+        # processes that close at the same instant, neither would be the last.
+        with suppress(OSError):
+            self._take_turn()
         self._writer.close()
         os.close(self._turn_file)
 

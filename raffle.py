@@ -920,7 +920,9 @@ class LineFormatter(logging.Formatter):
     Nor can it control a terminal.
     """
 
-    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
+    def formatTime(  # noqa: N802, the name is logging's
+        self, record: logging.LogRecord, datefmt: str | None = None
+    ) -> str:
         # With the offset from UTC, in which the API has its times.
         local = datetime.fromtimestamp(record.created).astimezone()
         return local.isoformat(sep=" ", timespec="milliseconds")

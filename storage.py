@@ -23,7 +23,14 @@ from datetime import datetime, timedelta, timezone
 from typing import Any, Callable, NamedTuple
 
 import draw
-from database import ALONE, Database, DatabaseRefused, DatabaseUnavailable, File, Share  # noqa: F401
+from database import (
+    ALONE,
+    Database,
+    DatabaseRefused,  # noqa: F401, for those who open a storage
+    DatabaseUnavailable,  # noqa: F401, for those who use one
+    File,
+    Share,
+)
 
 MAX_TICKETS = draw.MAX_TICKETS
 MAX_RANDOMNESS = draw.MAX_RANDOMNESS  # characters
