@@ -24,6 +24,8 @@ from helpers import (
     wait_for,
 )
 
+pytestmark = pytest.mark.long
+
 TWO = 2
 
 
