@@ -291,11 +291,13 @@ class Database:
                 if groups:  # not all were given up
                     self._begin(waited)
                     outcomes = self._commit(groups)
+            except BaseException:
+                with suppress(sqlite3.Error):  # SQLite may have rolled back already
+                    self._writer.execute("ROLLBACK")
+                raise
             finally:
                 fcntl.flock(self._turn_file, fcntl.LOCK_UN)
         except BaseException as error:  # whatever it is, nobody may wait for ever
-            with suppress(sqlite3.Error):  # SQLite may have rolled back already
-                self._writer.execute("ROLLBACK")
             groups = groups or self._collect_groups(first)
             outcomes = [self._failure(error)] * sum(map(len, groups.values()))
 
